@@ -1,0 +1,21 @@
+"""What happens to a study: scanner -> C-STORE -> spool -> queue -> labels -> Structured Report -> PACS.
+
+The listing is the journey::
+
+    cli         the commands
+    settings    the only reader of the configuration file and the environment
+    receive     C-ECHO and C-STORE SCP: who may come in; bytes -> spool -> 0x0000
+    spool       the disk: temporary file, fsync, rename; alone in touching the studies' files
+    ledger      the truth about studies, reports and deliveries (SQL)
+    completion  pure: is this study complete?
+    watch       spool and ledger -> completion -> bell
+    tasks       the Celery app; a task takes an id
+    pipeline    open -> label -> report -> settle; deliver
+    report      labels -> TID 1500 Structured Report, pure
+    uids        our UIDs, derived so that the same input gives the same object
+    send        C-STORE SCU
+
+Imports run down this list only; `pipeline` and `report` alone know `labeler`, and nothing that receives loads torch.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,224 @@
+"""The commands: one page.
+
+Every command reads the settings (`--config FILE`, or see `dicom_node.settings`), does one thing, and exits with 1 and
+one readable message when it cannot.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dicom_node import __version__
+from dicom_node.errors import NodeError
+from dicom_node.settings import Settings, find_config, load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Labels the anatomy in every CT and MR study that scanners push, and stores the labels in PACS.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+app.add_typer(config_app, name="config")
+console = Console()
+complaints = Console(stderr=True)
+
+
+class _State:
+    config: Path | None = None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"dicom-node {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    _State.config = find_config(config)
+
+
+def settings() -> Settings:
+    return load_settings(_State.config)
+
+
+def explained(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Our errors become one message and exit code 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except NodeError as error:
+            complaints.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _until_told() -> threading.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@app.command()
+@explained
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the reports and labels.")] = Path("demo-out"),
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the reports.")] = 300.0,
+) -> None:
+    """Show the whole way on this machine: a scanner pushes, the node labels, an archive gets the reports."""
+    from dicom_node.demo.play import play
+
+    if not play(out, console, timeout):
+        raise typer.Exit(1)
+
+
+@app.command()
+@explained
+def up() -> None:
+    """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node.logs import configure
+    from dicom_node.supervise import supervised
+
+    configure()
+    stop = _until_told()
+    node = supervised(settings(), _State.config)
+    node.start()
+    try:
+        node.run(stop)
+    finally:
+        node.stop()
+
+
+@app.command()
+@explained
+def receive() -> None:
+    """Run the receiver: C-ECHO and C-STORE into the spool."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.logs import configure
+    from dicom_node.receive import Receiver
+    from dicom_node.spool import Spool
+
+    configure()
+    stop, wanted = _until_told(), settings()
+    spool = Spool(wanted.home, wanted.reserve_mib << 20)
+    receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
+    receiver.start()
+    stop.wait()
+    receiver.stop()
+
+
+@app.command()
+@explained
+def watch() -> None:
+    """Run the watcher: complete studies are queued, forgotten work is rung for again."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.logs import configure
+    from dicom_node.spool import Spool
+    from dicom_node.tasks import Bell, connect
+    from dicom_node.watch import watch as run
+
+    configure()
+    stop, wanted = _until_told(), settings()
+    Spool(wanted.home)
+    run(wanted, Ledger(wanted.ledger_url), Bell(connect(wanted)), stop)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@explained
+def worker(context: typer.Context) -> None:
+    """Run a worker: Celery's own command line; its options follow, as in `dicom-node worker --queues label`."""
+    import os
+
+    from dicom_node.settings import CONFIG_VARIABLE
+    from dicom_node.tasks import run_worker
+
+    if _State.config:
+        os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
+    run_worker(settings(), context.args)
+
+
+@app.command()
+@explained
+def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
+    """C-ECHO a peer."""
+    from dicom_node.send import echo as ask
+
+    wanted = settings()
+    ask(wanted.peer(peer), wanted.ae_title)
+    console.print(f"[green]{peer} answers[/green]")
+
+
+@app.command()
+@explained
+def send(
+    peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")],
+    path: Annotated[Path, typer.Argument(help="A DICOM file or a folder of them.")],
+) -> None:
+    """C-STORE files to a peer."""
+    from rich.progress import track
+
+    from dicom_node.send import store
+
+    wanted = settings()
+    to = wanted.peer(peer)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in track(files, description=f"Sending to {peer}", console=console):
+        store(file, to, wanted.ae_title)
+    console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
+
+
+@app.command()
+@explained
+def status(
+    study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
+) -> None:
+    """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.status import overview, story
+
+    ledger = Ledger(settings().ledger_url)
+    for part in story(ledger, study) if study else overview(ledger):
+        console.print(part)
+
+
+@app.command()
+@explained
+def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
+    """Try a quarantined or unlabelled study again."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    if not Ledger(settings().ledger_url).retry_study(study):
+        raise Quarantine(f"{study}: no such study is quarantined or unlabelled; see `dicom-node status`")
+    console.print("queued again")
+
+
+@config_app.command("check")
+@explained
+def config_check(
+    echo_peers: Annotated[bool, typer.Option("--echo/--no-echo", help="C-ECHO every peer with a port.")] = True,
+) -> None:
+    """Check the settings, echo the peers, and print what the node would do."""
+    from dicom_node.status import checked
+
+    wanted = settings()
+    table, healthy = checked(wanted, _State.config, echo_peers)
+    console.print(table)
+    if not healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,74 @@
+"""A small archive that stands in for PACS: answers C-ECHO, keeps what is stored, one file per SOP Instance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicom_node.uids import is_uid
+
+
+class Archive:
+    """Keeps reports under a folder; `with Archive(...) as archive` listens on `archive.port`."""
+
+    def __init__(self, folder: Path, ae_title: str) -> None:
+        self.folder, self.ae_title = folder, ae_title
+        self._server: ThreadedAssociationServer | None = None
+
+    def __enter__(self) -> Archive:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        entity = AE(self.ae_title)
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(Comprehensive3DSRStorage)
+        handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_C_ECHO, lambda _: 0x0000)]
+        self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+
+    @property
+    def port(self) -> int:
+        if self._server is None:
+            raise RuntimeError("the archive is not open")
+        return int(self._server.server_address[1])
+
+    def _keep(self, event: evt.Event) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        if not is_uid(uid):
+            return 0xC000
+        part = self.folder / f"{uid}.part"
+        part.write_bytes(event.encoded_dataset())
+        part.rename(self.folder / f"{uid}.dcm")
+        return 0x0000
+
+    def reports(self) -> list[Dataset]:
+        return [dcmread(path) for path in sorted(self.folder.glob("*.dcm"))]
+
+    def reports_per_series(self) -> Counter[str]:
+        """How many current reports the archive has on each source series; a predecessor does not count."""
+        reports = self.reports()
+        replaced = {
+            str(item.ReferencedSOPInstanceUID)
+            for report in reports
+            for study in report.get("PredecessorDocumentsSequence") or []
+            for series in study.ReferencedSeriesSequence
+            for item in series.ReferencedSOPSequence
+        }
+        return Counter(source_series(report) for report in reports if report.SOPInstanceUID not in replaced)
+
+
+def source_series(report: Dataset) -> str:
+    """Series Instance UID of the images that a report is about."""
+    evidence = report.CurrentRequestedProcedureEvidenceSequence[0]
+    return str(evidence.ReferencedSeriesSequence[0].SeriesInstanceUID)

@@ -1,0 +1,60 @@
+"""Our errors, named by what happens next.
+
+NodeError
+├── ConfigurationError   nothing starts; the message names the line and what would be right
+├── Refused              the peer gets a DIMSE status and keeps its object
+│   ├── OutOfResources       0xA700: no room; the peer may send again later
+│   ├── IdentityMismatch     0xA900: the data set is not the object that the command announced
+│   └── NotUnderstood        0xC000: no study or instance to file it under
+├── Retry                tried again after a pause, by itself
+├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
+└── Superseded           another worker owns this work now, or the study has grown; nothing to do
+"""
+
+
+class NodeError(Exception):
+    """Something went wrong in the node."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class ConfigurationError(NodeError):
+    """The configuration cannot be used."""
+
+
+class Refused(NodeError):
+    """The object was not taken; its sender keeps it."""
+
+    #: Answered to the peer (PS3.4 B.2.3).
+    status = 0xC000
+
+
+class OutOfResources(Refused):
+    """No room for the object."""
+
+    status = 0xA700
+
+
+class IdentityMismatch(Refused):
+    """The data set is not the object that the command announced."""
+
+    status = 0xA900
+
+
+class NotUnderstood(Refused):
+    """The data set names no study or instance to file it under."""
+
+    status = 0xC000
+
+
+class Retry(NodeError):
+    """It did not work now; it will be tried again."""
+
+
+class Quarantine(NodeError):
+    """It will not work by itself; laid aside for a person."""
+
+
+class Superseded(NodeError):
+    """Another worker owns this work now, or the study has grown since."""

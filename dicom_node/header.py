@@ -1,0 +1,126 @@
+"""A source image's header, made safe to build on: what a report inherits, and what the header claims to show.
+
+PACS stores headers that highdicom refuses (values out of their VR, missing Type 2 attributes, code extensions in the
+character set). Here a bad value becomes empty, and what identifies the patient comes through unharmed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from highdicom import SpecificCharacterSetValues
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
+
+from labeler.vocabulary import Region, Vocabulary
+
+_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0040)
+#: highdicom reads these unguarded; Type 2 in the source's own IOD.
+_NEEDED = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+def safe_header(source: Dataset) -> Dataset:
+    """A copy of the descriptive groups with every value that highdicom would refuse made empty."""
+    header = Dataset()
+    for element in source:
+        if element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN"):
+            header[element.tag] = element
+    for name in _NEEDED:
+        if name not in header:
+            setattr(header, name, "")
+    for element in header:
+        if element.VR in ("DA", "TM") and element.VM <= 1 and not _valid_time(element.VR, str(element.value or "")):
+            header[element.tag].value = ""
+    sex = str(header.get("PatientSex") or "").strip().upper()
+    header.PatientSex = sex if sex in ("M", "F", "O") else ""
+    if header.get("PatientIdentityRemoved") == "YES" and not header.get("DeidentificationMethodCodeSequence"):
+        header.DeidentificationMethod = header.get("DeidentificationMethod") or "not stated by the source"
+    return header
+
+
+def _valid_time(vr: str, value: str) -> bool:
+    try:
+        (DA if vr == "DA" else TM)(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def character_set(source: Dataset) -> str:
+    """The source's own single character set, else UTF-8, into which pydicom encodes any text it could read."""
+    value = source.get("SpecificCharacterSet")
+    if not isinstance(value, str) or not value:
+        return "ISO_IR 192"
+    try:
+        SpecificCharacterSetValues(value)
+    except ValueError:
+        return "ISO_IR 192"
+    return value
+
+
+class Agreement(StrEnum):
+    """Header against pixels."""
+
+    AGREE = "agree"
+    DIFFER = "DIFFER"
+    ABSENT = "header silent"
+    UNSURE = "labels silent"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What Body Part Examined (0018,0015) claims, what the labels imply, and whether these agree."""
+
+    claimed: str
+    implied: str
+    agreement: Agreement
+
+
+#: Terms that a header may use for a station or a part of it, beside the station's own (PS3.16 Annex L and older use).
+_WITHIN: dict[str, frozenset[str]] = {
+    "head": frozenset({"HEAD", "BRAIN", "SKULL", "ORBIT", "FACE", "IAC", "SINUS", "PSINUS", "JAW", "HEADNECK", "TMJ"}),
+    "neck": frozenset({"NECK", "CSPINE", "THYROID", "LARYNX", "HEADNECK", "NECKCHEST", "SPINE"}),
+    "shoulder": frozenset({"SHOULDER", "SCAPULA", "CLAVICLE"}),
+    "chest": frozenset({"CHEST", "THORAX", "LUNG", "HEART", "BREAST", "TSPINE", "RIB", "STERNUM", "SPINE"}),
+    "abdomen": frozenset({"ABDOMEN", "LIVER", "KIDNEY", "PANCREAS", "LSPINE", "SPLEEN", "SPINE"}),
+    "pelvis": frozenset({"PELVIS", "HIP", "PROSTATE", "SSPINE", "SIJOINT", "BLADDER", "UTERUS", "SACRUM"}),
+    "upper_limb": frozenset({"UPPERLIMB", "ARM", "UPPERARM", "ELBOW", "FOREARM", "EXTREMITY", "HUMERUS"}),
+    "hand": frozenset({"HAND", "WRIST", "FINGER", "THUMB", "EXTREMITY"}),
+    "thigh": frozenset({"THIGH", "FEMUR", "LOWERLIMB", "EXTREMITY", "LEG", "UPPERLEG"}),
+    "knee": frozenset({"KNEE", "PATELLA", "LOWERLIMB", "EXTREMITY"}),
+    "lower_leg": frozenset({"LOWERLEG", "LEG", "CALF", "TIBIA", "LOWERLIMB", "EXTREMITY"}),
+    "foot": frozenset({"FOOT", "ANKLE", "TOE", "HEEL", "EXTREMITY", "LOWERLIMB"}),
+}
+
+
+def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Verdict:
+    """Body Part Examined of a header against the stations that the pixels show.
+
+    A term agrees when it names one of the stations seen, a part of one, or a combination that shares one with them.
+    """
+    claimed = "".join(str(source.get("BodyPartExamined") or "").upper().split()).replace("_", "")
+    region = words.region(stations) if stations else None
+    implied = region.body_part_examined if region else "\\".join(words[s].body_part_examined for s in stations)
+    if not stations:
+        return Verdict(claimed, implied, Agreement.UNSURE)
+    if not claimed:
+        return Verdict(claimed, implied, Agreement.ABSENT)
+    combined = _combination(claimed, words)
+    agrees = bool(combined & set(stations)) or any(claimed in _WITHIN[s] for s in stations)
+    return Verdict(claimed, implied, Agreement.AGREE if agrees else Agreement.DIFFER)
+
+
+def _combination(term: str, words: Vocabulary) -> frozenset[str]:
+    found: Region | None = next((r for r in words.regions if r.body_part_examined == term), None)
+    return found.stations if found else frozenset()

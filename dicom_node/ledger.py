@@ -1,0 +1,414 @@
+"""The truth about studies, reports and deliveries. Redis only rings; whatever it forgets stands here.
+
+Every change of state is one conditional UPDATE, so that two processes never both believe that they made it. A lease
+carries a fence: a worker whose fence is no longer the row's has been overtaken and its result is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, Row, Select, and_, create_engine, event, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, make_url
+
+from dicom_node import schema
+from dicom_node.errors import Superseded
+from dicom_node.schema import delivery, instance, not_labelled, refusal, report, study
+from dicom_node.study import (
+    Delivery,
+    DueDelivery,
+    Instance,
+    Lease,
+    NotLabelled,
+    State,
+    StudyRow,
+    WrittenReport,
+)
+
+Clock = Callable[[], float]
+
+
+def open_engine(url: str) -> Engine:
+    """An engine with the settings that the promises need; SQLite in WAL mode, writers queueing up to 30 s."""
+    if not url.startswith("sqlite"):
+        return create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True)
+    file = make_url(url).database
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=normal")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("begin immediate")
+
+    return engine
+
+
+class Ledger:
+    """Reads and writes of the ledger; `clock` gives seconds since the epoch."""
+
+    def __init__(self, url: str, clock: Clock = time.time) -> None:
+        self.engine = open_engine(url)
+        self.clock = clock
+        schema.metadata.create_all(self.engine)
+
+    def _insert(self, table: Any) -> Any:
+        return (postgresql if self.engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+    # -- receiving -------------------------------------------------------------------------------------------------
+
+    def add_instance(self, new: Instance) -> bool:
+        """Enter an object; False when it stands here already. A new image of a study reopens it.
+
+        An object whose UID came before with other bytes is kept and reported, and changes nothing else.
+        """
+        values = {**new.__dict__, "path": str(new.path)}
+        with self.engine.begin() as connection:
+            entry = self._insert(instance).values(values).on_conflict_do_nothing()
+            if connection.execute(entry.returning(instance.c.digest)).first() is None:
+                return False
+            if new.conflict:
+                note = NotLabelled(new.sop_instance_uid, new.series_uid, "another object with this UID came first")
+                self._note(connection, new.study_uid, new.peer, [note])
+            else:
+                self._grow(connection, new)
+        return True
+
+    def _grow(self, connection: Connection, new: Instance) -> None:
+        fresh = {
+            "study_uid": new.study_uid,
+            "state": State.RECEIVING,
+            "reason": "",
+            "peer": new.peer,
+            "instances": 1,
+            "first_at": new.received_at,
+            "last_at": new.received_at,
+        }
+        statement = self._insert(study).values(fresh)
+        grown = {
+            "state": State.RECEIVING,
+            "reason": "",
+            "peer": new.peer,
+            "instances": study.c.instances + 1,
+            "last_at": new.received_at,
+            "attempts": 0,
+            "next_at": 0.0,
+            "fence": study.c.fence + 1,
+        }
+        connection.execute(statement.on_conflict_do_update(index_elements=[study.c.study_uid], set_=grown))
+
+    def known_paths(self) -> set[str]:
+        """Paths of all objects that stand here; for comparing with the spool."""
+        with self.engine.connect() as connection:
+            return set(connection.execute(select(instance.c.path)).scalars())
+
+    def refuse(self, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
+        """Count somebody who was not let in, or an object that was refused."""
+        values = {
+            "calling_ae": calling_ae[:16],
+            "called_ae": called_ae[:16],
+            "host": host[:64],
+            "reason": reason[:256],
+            "count": 1,
+            "last_at": self.clock(),
+        }
+        again = {"count": refusal.c.count + 1, "last_at": values["last_at"]}
+        statement = self._insert(refusal).values(values)
+        with self.engine.begin() as connection:
+            keys = [refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason]
+            connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=again))
+
+    # -- completion and the bell -----------------------------------------------------------------------------------
+
+    def receiving(self) -> list[StudyRow]:
+        """Studies to which images are still coming."""
+        return self.studies(study.c.state == State.RECEIVING)
+
+    def complete(self, row: StudyRow, reason: str) -> bool:
+        """RECEIVING -> QUEUED, unless an image has come since `row` was read."""
+        still = and_(
+            study.c.study_uid == row.study_uid, study.c.state == State.RECEIVING, study.c.instances == row.instances
+        )
+        return self._change(still, state=State.QUEUED, completed_by=reason, rung_at=0.0, next_at=0.0, attempts=0)
+
+    def due_studies(self, ring_again_seconds: float) -> list[str]:
+        """Queued studies whose bell has been silent for so long, or was never rung."""
+        due = self._due(select(study.c.study_uid), study, State.QUEUED, ring_again_seconds)
+        return [row.study_uid for row in due]
+
+    def due_deliveries(self, ring_again_seconds: float) -> list[tuple[str, str]]:
+        """Waiting deliveries (report UID, destination) whose bell has been silent for so long, or was never rung."""
+        columns = select(delivery.c.report_uid, delivery.c.destination)
+        due = self._due(columns, delivery, Delivery.WAITING, ring_again_seconds)
+        return [(row.report_uid, row.destination) for row in due]
+
+    def _due(self, columns: Select[Any], table: Any, state: str, ring_again: float) -> Sequence[Row[Any]]:
+        now = self.clock()
+        silent = or_(table.c.rung_at < now - ring_again, table.c.rung_at < table.c.next_at, table.c.rung_at > now)
+        wanted = and_(table.c.state == state, table.c.next_at <= now, table.c.lease_until <= now, silent)
+        with self.engine.connect() as connection:
+            return connection.execute(columns.where(wanted).order_by(table.c.next_at).limit(200)).all()
+
+    def rung_study(self, study_uid: str) -> None:
+        self._change(study.c.study_uid == study_uid, rung_at=self.clock())
+
+    def rung_delivery(self, report_uid: str, destination: str) -> None:
+        key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination)
+        with self.engine.begin() as connection:
+            connection.execute(update(delivery).where(key).values(rung_at=self.clock()))
+
+    # -- working on a study ----------------------------------------------------------------------------------------
+
+    def claim(self, study_uid: str, lease_seconds: float) -> Lease | None:
+        """QUEUED -> LABELLING for one worker; None when another has it, it is not due, or there is nothing to do."""
+        now = self.clock()
+        free = and_(study.c.study_uid == study_uid, study.c.state == State.QUEUED, study.c.next_at <= now)
+        taken = {
+            "state": State.LABELLING,
+            "lease_until": now + lease_seconds,
+            "fence": study.c.fence + 1,
+            "attempts": study.c.attempts + 1,
+        }
+        with self.engine.begin() as connection:
+            if connection.execute(update(study).where(free).values(taken)).rowcount != 1:
+                return None
+            row = connection.execute(
+                select(study.c.fence, study.c.attempts).where(study.c.study_uid == study_uid)
+            ).one()
+        return Lease(study_uid, row.fence, row.attempts)
+
+    def renew(self, lease: Lease, lease_seconds: float) -> bool:
+        """Keep a lease; False when it is lost."""
+        return self._change(_held(lease), lease_until=self.clock() + lease_seconds)
+
+    def release_expired(self) -> list[str]:
+        """LABELLING -> QUEUED where a lease has run out: its worker died or hangs."""
+        now = self.clock()
+        expired = and_(study.c.state == State.LABELLING, study.c.lease_until <= now)
+        with self.engine.begin() as connection:
+            uids = list(connection.execute(select(study.c.study_uid).where(expired)).scalars())
+            again = {"state": State.QUEUED, "fence": study.c.fence + 1, "rung_at": 0.0, "reason": "a worker was lost"}
+            connection.execute(update(study).where(and_(study.c.study_uid.in_(uids), expired)).values(again))
+        return uids
+
+    def postpone(self, lease: Lease, reason: str, until: float) -> None:
+        """LABELLING -> QUEUED, not before `until`."""
+        self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+
+    def quarantine(self, lease: Lease, reason: str) -> None:
+        """LABELLING -> QUARANTINED with its reason."""
+        self._or_superseded(lease, state=State.QUARANTINED, reason=reason, lease_until=0.0)
+
+    def settle(
+        self,
+        lease: Lease,
+        reports: Sequence[WrittenReport],
+        notes: Sequence[NotLabelled],
+        destinations: Iterable[str],
+        peer: str,
+    ) -> State:
+        """Write down what a worker found, all at once, and start its deliveries.
+
+        Raises:
+            Superseded: the lease is lost or the study has grown; nothing is written.
+        """
+        with self.engine.begin() as connection:
+            changed = connection.execute(update(study).where(_held(lease)).values(lease_until=0.0))
+            if changed.rowcount != 1:
+                raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
+            self._note(connection, lease.study_uid, peer, notes)
+            for written in reports:
+                self._enter_report(connection, written, destinations)
+            state, reason = self._outcome(connection, lease.study_uid, reports, notes)
+            key = study.c.study_uid == lease.study_uid
+            connection.execute(update(study).where(key).values(state=state, reason=reason))
+        return state
+
+    def _enter_report(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> None:
+        values = {
+            "sop_instance_uid": written.sop_instance_uid,
+            "sop_class_uid": written.sop_class_uid,
+            "study_uid": written.study_uid,
+            "source_series_uid": written.source_series_uid,
+            "content": written.content,
+            "path": str(written.path),
+            "created_at": self.clock(),
+            "summary": written.summary,
+        }
+        connection.execute(self._insert(report).values(values).on_conflict_do_nothing())
+        if written.predecessor:
+            key = and_(report.c.sop_instance_uid == written.predecessor, report.c.superseded_by == "")
+            connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
+        for destination in destinations:
+            row = {
+                "report_uid": written.sop_instance_uid,
+                "destination": destination,
+                "study_uid": written.study_uid,
+                "state": Delivery.WAITING,
+            }
+            connection.execute(self._insert(delivery).values(row).on_conflict_do_nothing())
+
+    @staticmethod
+    def _outcome(
+        connection: Connection, study_uid: str, reports: Sequence[WrittenReport], notes: Sequence[NotLabelled]
+    ) -> tuple[State, str]:
+        if not reports:
+            reasons = sorted({note.reason for note in notes})
+            return State.UNLABELLED, "; ".join(reasons) or "no image to label"
+        states = _delivery_states(connection, study_uid)
+        if not states:
+            return State.REPORTED, "no destination is configured; the reports lie in the spool"
+        return (State.SENT, "") if states == {Delivery.SENT} else (State.REPORTED, "")
+
+    def _note(self, connection: Connection, study_uid: str, peer: str, notes: Iterable[NotLabelled]) -> None:
+        for note in notes:
+            values = {**note.__dict__, "study_uid": study_uid, "peer": peer}
+            statement = self._insert(not_labelled).values(values)
+            newer = {"reason": note.reason, "detail": note.detail}
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=[not_labelled.c.sop_instance_uid], set_=newer)
+            )
+
+    def _change(self, condition: Any, **values: Any) -> bool:
+        with self.engine.begin() as connection:
+            return connection.execute(update(study).where(condition).values(**values)).rowcount == 1
+
+    def _or_superseded(self, lease: Lease, **values: Any) -> None:
+        if not self._change(_held(lease), **values):
+            raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
+
+    # -- delivering ------------------------------------------------------------------------------------------------
+
+    def claim_delivery(self, report_uid: str, destination: str, lease_seconds: float) -> DueDelivery | None:
+        """Lease one delivery; None when it is done, not due, or another has it."""
+        now = self.clock()
+        key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination)
+        free = and_(key, delivery.c.state == Delivery.WAITING, delivery.c.next_at <= now, delivery.c.lease_until <= now)
+        taken = {
+            "lease_until": now + lease_seconds,
+            "fence": delivery.c.fence + 1,
+            "attempts": delivery.c.attempts + 1,
+        }
+        with self.engine.begin() as connection:
+            if connection.execute(update(delivery).where(free).values(taken)).rowcount != 1:
+                return None
+            row = connection.execute(
+                select(delivery.c.study_uid, delivery.c.attempts, delivery.c.fence, report.c.path)
+                .join(report, report.c.sop_instance_uid == delivery.c.report_uid)
+                .where(key)
+            ).one()
+        return DueDelivery(report_uid, row.study_uid, destination, Path(row.path), row.attempts, row.fence)
+
+    def settle_delivery(self, due: DueDelivery, state: Delivery, detail: str, next_at: float = 0.0) -> None:
+        """Write down how an attempt ended; the study is SENT when all its deliveries are."""
+        key = and_(
+            delivery.c.report_uid == due.report_uid,
+            delivery.c.destination == due.destination,
+            delivery.c.fence == due.fence,
+        )
+        values = {
+            "state": state,
+            "detail": detail,
+            "lease_until": 0.0,
+            "next_at": next_at,
+            "sent_at": self.clock() if state == Delivery.SENT else 0.0,
+        }
+        with self.engine.begin() as connection:
+            if connection.execute(update(delivery).where(key).values(values)).rowcount != 1:
+                return
+            states = _delivery_states(connection, due.study_uid)
+            reported = and_(study.c.study_uid == due.study_uid, study.c.state == State.REPORTED)
+            if states == {Delivery.SENT}:
+                connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
+            elif Delivery.FAILED in states:
+                told = f"delivery to {due.destination} failed: {detail}" if state == Delivery.FAILED else ""
+                connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=told))
+
+    # -- a person's word ---------------------------------------------------------------------------------------------
+
+    def retry_study(self, study_uid: str) -> bool:
+        """QUARANTINED or UNLABELLED -> QUEUED, failed deliveries wait again; False when there is no such study."""
+        stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
+        failed = and_(delivery.c.study_uid == study_uid, delivery.c.state == Delivery.FAILED)
+        waiting = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
+        with self.engine.begin() as connection:
+            redelivered = connection.execute(update(delivery).where(failed).values(waiting)).rowcount
+            state = State.REPORTED if redelivered else State.QUEUED
+            again = {"state": state, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
+            return connection.execute(update(study).where(stuck).values(again)).rowcount == 1
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def studies(self, condition: Any = True, limit: int | None = None) -> list[StudyRow]:
+        """Studies, the latest first."""
+        columns = [study.c[name] for name in StudyRow.__dataclass_fields__]
+        statement = select(*columns).where(condition).order_by(study.c.last_at.desc()).limit(limit)
+        with self.engine.connect() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [StudyRow(**{**row, "state": State(row["state"])}) for row in rows]
+
+    def study(self, study_uid: str) -> StudyRow | None:
+        found = self.studies(study.c.study_uid == study_uid)
+        return found[0] if found else None
+
+    def instances(self, study_uid: str) -> list[Instance]:
+        """All objects of a study, in the order of their coming."""
+        statement = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.received_at)
+        with self.engine.connect() as connection:
+            rows = connection.execute(statement).mappings().all()
+        return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+
+    def current_report(self, source_series_uid: str) -> WrittenReport | None:
+        """The newest report on a series."""
+        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == "")
+        statement = select(report).where(wanted).order_by(report.c.created_at.desc()).limit(1)
+        with self.engine.connect() as connection:
+            row = connection.execute(statement).mappings().first()
+        return _written(row) if row else None
+
+    def reports(self, study_uid: str) -> list[WrittenReport]:
+        """All reports on a study, the oldest first."""
+        statement = select(report).where(report.c.study_uid == study_uid).order_by(report.c.created_at)
+        with self.engine.connect() as connection:
+            return [_written(row) for row in connection.execute(statement).mappings()]
+
+    def counts(self, table: Any, *columns: Any) -> list[tuple[Any, ...]]:
+        """Rows of (column values ..., count) of a table."""
+        statement = select(*columns, func.count()).select_from(table).group_by(*columns).order_by(*columns)
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(statement)]
+
+    def rows(self, statement: Select[Any]) -> list[Row[Any]]:
+        with self.engine.connect() as connection:
+            return list(connection.execute(statement))
+
+
+def _held(lease: Lease) -> Any:
+    return and_(study.c.study_uid == lease.study_uid, study.c.fence == lease.fence, study.c.state == State.LABELLING)
+
+
+def _delivery_states(connection: Connection, study_uid: str) -> set[str]:
+    return set(connection.execute(select(delivery.c.state).where(delivery.c.study_uid == study_uid)).scalars())
+
+
+def _written(row: Any) -> WrittenReport:
+    return WrittenReport(
+        sop_instance_uid=row["sop_instance_uid"],
+        sop_class_uid=row["sop_class_uid"],
+        study_uid=row["study_uid"],
+        source_series_uid=row["source_series_uid"],
+        content=row["content"],
+        path=Path(row["path"]),
+        predecessor=None,
+        summary=row["summary"],
+    )

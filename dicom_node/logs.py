@@ -1,0 +1,44 @@
+"""One line per event, key=value on a terminal and JSON elsewhere; never a name or id of a patient."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+
+import structlog
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Set up logging of this process; pynetdicom and Celery keep to warnings.
+
+    Warnings of the DICOM libraries quote the values that they warn of, patients' names among them: not shown.
+    """
+    for library in ("pydicom", "highdicom"):
+        warnings.filterwarnings("ignore", module=library)
+    terminal = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for noisy in ("pynetdicom", "pydicom", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def where(error: BaseException) -> str:
+    """An unexpected error as type and place; its message may quote a patient's data and stays out."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(
+        f"{frame.name} ({frame.filename.rsplit('/', 1)[-1]}:{frame.lineno})" for frame in reversed(frames[-4:])
+    )
+    return f"{type(error).__name__} in {places}"

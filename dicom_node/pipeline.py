@@ -1,0 +1,255 @@
+"""A study's work: open -> label -> report -> settle; and a report's: deliver.
+
+Both take an id, claim a lease in the ledger and may run twice: the second run finds nothing to do, or is overtaken and
+leaves no trace. Alone in importing the labeler (with `report`, for the types of its answer).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydicom import dcmread
+
+from dicom_node import report as reports
+from dicom_node.errors import Quarantine, Retry, Superseded
+from dicom_node.ledger import Ledger
+from dicom_node.logs import where
+from dicom_node.send import store
+from dicom_node.settings import Settings
+from dicom_node.spool import Spool
+from dicom_node.study import Delivery, Instance, Lease, NotLabelled, State, WrittenReport
+from dicom_node.uids import content_of
+from labeler.errors import LabelerError
+
+if TYPE_CHECKING:
+    from labeler.label import Labeler
+    from labeler.result import SeriesLabels
+    from labeler.slices import Skipped
+
+log = structlog.get_logger("pipeline")
+
+
+@dataclass
+class Pipeline:
+    """The parts that work on a study; `load_labeler` is called once, when the first study needs it."""
+
+    settings: Settings
+    ledger: Ledger
+    spool: Spool
+    load_labeler: Callable[[], Labeler]
+    clock: Callable[[], float] = time.time
+    _labeler: Labeler | None = field(default=None, init=False)
+
+    @property
+    def labeler(self) -> Labeler:
+        if self._labeler is None:
+            self._labeler = self.load_labeler()
+        return self._labeler
+
+    # -- labelling -------------------------------------------------------------------------------------------------
+
+    def label_study(self, study_uid: str) -> State | None:
+        """Label a queued study and write its reports; None when there was nothing to do."""
+        lease = self.ledger.claim(study_uid, self.settings.lease_seconds)
+        if lease is None:
+            return None
+        started = self.clock()
+        try:
+            with self._kept(lease):
+                state = self._work(lease)
+        except Superseded as overtaken:
+            log.info("overtaken", study_uid=study_uid, reason=str(overtaken))
+            return None
+        except Quarantine as reason:
+            self.ledger.quarantine(lease, str(reason))
+            log.error("quarantined", study_uid=study_uid, reason=str(reason))
+            return State.QUARANTINED
+        except Exception as error:  # the edge: whatever a study makes fail is the study's, not the worker's
+            return self._failed(lease, error)
+        log.info("labelled", study_uid=study_uid, state=state, seconds=round(self.clock() - started, 2))
+        return state
+
+    def _failed(self, lease: Lease, error: Exception) -> State:
+        told = str(error) if isinstance(error, LabelerError) else where(error)
+        log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
+        if lease.attempt >= self.settings.attempts:
+            self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}")
+            return State.QUARANTINED
+        self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
+        return State.QUEUED
+
+    def _work(self, lease: Lease) -> State:
+        if lease.attempt > self.settings.attempts:
+            raise Quarantine(
+                f"{lease.attempt - 1} workers were lost on this study; look at its images, then "
+                f"`dicom-node retry {lease.study_uid}`"
+            )
+        instances = self.ledger.instances(lease.study_uid)
+        labelled = [instance for instance in instances if not instance.conflict]
+        if len({instance.patient_key for instance in labelled}) > 1:
+            raise Quarantine("images of different patients carry this Study Instance UID; nothing is labelled")
+        written: list[WrittenReport] = []
+        notes: list[NotLabelled] = []
+        for series in _by_series(labelled):
+            report, left_out = self._series(series)
+            notes += left_out
+            written += [report] if report else []
+        destinations = [peer.name for peer in self.settings.receivers_of_reports]
+        return self.ledger.settle(lease, written, notes, destinations, labelled[-1].peer)
+
+    def _series(self, instances: Sequence[Instance]) -> tuple[WrittenReport | None, list[NotLabelled]]:
+        """Label one series; its report (the existing one when nothing has changed) and what was left out."""
+        series_uid = instances[0].series_uid
+        content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
+        answer, left_out = self._answer(instances)
+        by_path = sorted(instances, key=lambda instance: instance.path)
+        notes = [
+            NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
+            for item in left_out
+            if item.source.frame is None
+        ]
+        if not answer.slices:
+            return None, notes
+        context = self._context(instances, answer, content)
+        built = reports.build(answer, context)
+        path = self.spool.store_report(built.SOPInstanceUID, reports.encode(built))
+        return (
+            WrittenReport(
+                sop_instance_uid=str(built.SOPInstanceUID),
+                sop_class_uid=str(built.SOPClassUID),
+                study_uid=instances[0].study_uid,
+                source_series_uid=series_uid,
+                content=content,
+                path=path,
+                predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
+                summary=json.dumps(summary_of(answer, context)),
+            ),
+            notes,
+        )
+
+    def _answer(self, instances: Sequence[Instance]) -> tuple[SeriesLabels, list[Skipped]]:
+        """The labels of one series, and every image left out; files that cannot be read at all stand apart."""
+        from labeler.dicom import read_dicom
+
+        read = read_dicom([instance.path for instance in instances], self.labeler.spec.canvas)
+        left_out = [item for series in read for item in series.skipped]
+        series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
+        return self.labeler.label(series), left_out
+
+    def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
+        first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
+        header = dcmread(first.path, stop_before_pixels=True)
+        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
+        current = self.ledger.current_report(instances[0].series_uid)
+        context = reports.Context(header, content, finished)
+        if current is None or current.sop_instance_uid == reports.uid_of(answer, context):
+            return context
+        earlier = [
+            r for r in self.ledger.reports(instances[0].study_uid) if r.source_series_uid == instances[0].series_uid
+        ]
+        predecessor = reports.Predecessor(current.sop_class_uid, current.sop_instance_uid)
+        return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
+
+    @contextmanager
+    def _kept(self, lease: Lease) -> Iterator[None]:
+        """Renew the lease from a thread while the work runs; a lost lease is noticed when the work settles."""
+        done = threading.Event()
+
+        def renew() -> None:
+            while not done.wait(self.settings.lease_seconds / 3):
+                if not self.ledger.renew(lease, self.settings.lease_seconds):
+                    return
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    # -- delivering ------------------------------------------------------------------------------------------------
+
+    def deliver(self, report_uid: str, destination: str) -> Delivery | None:
+        """Send one report to one destination; None when there was nothing to do."""
+        due = self.ledger.claim_delivery(report_uid, destination, max(60.0, self.settings.lease_seconds))
+        if due is None:
+            return None
+        try:
+            status = store(due.path, self.settings.peer(destination), self.settings.ae_title)
+        except Retry as reason:
+            wait = pause(due.attempt, self.settings.longest_pause)
+            self.ledger.settle_delivery(due, Delivery.WAITING, str(reason), self.clock() + wait)
+            log.warning(
+                "delivery postponed",
+                report_uid=report_uid,
+                attempt=due.attempt,
+                again_in=round(wait),
+                reason=str(reason),
+            )
+            return Delivery.WAITING
+        except Quarantine as reason:
+            self.ledger.settle_delivery(due, Delivery.FAILED, str(reason))
+            log.error("delivery failed", report_uid=report_uid, reason=str(reason))
+            return Delivery.FAILED
+        self.ledger.settle_delivery(due, Delivery.SENT, f"0x{status:04X}")
+        log.info("delivered", report_uid=report_uid, destination=destination, status=f"0x{status:04X}")
+        return Delivery.SENT
+
+
+def pause(attempt: int, longest: float, chance: Callable[[], float] = random.random) -> float:
+    """Seconds before the next attempt: doubling from one second, up to `longest`, the last half of it by chance."""
+    full = min(longest, 2.0 ** min(attempt - 1, 30))
+    return full * (0.5 + 0.5 * chance())
+
+
+def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:
+    groups: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        groups[instance.series_uid].append(instance)
+    return [groups[uid] for uid in sorted(groups)]
+
+
+def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]:
+    """What `dicom-node status` and the demo show of a report."""
+    verdict = reports.verdict_of(answer, context)
+    findings = [
+        {**asdict(finding), "images": [[_shown(answer, a), _shown(answer, b)] for a, b in finding.ranges]}
+        for finding in answer.findings
+    ]
+    return {
+        "modality": answer.modality,
+        "plane": answer.plane,
+        "images": len(answer.slices),
+        "not_labelled": len(answer.skipped),
+        "stations": list(answer.stations),
+        "organs": list(answer.organs),
+        "findings": findings,
+        "header": {"claimed": verdict.claimed, "implied": verdict.implied, "agreement": verdict.agreement.value},
+        "bundle": f"{answer.bundle.name} {answer.bundle.version}",
+    }
+
+
+def _shown(answer: SeriesLabels, position: int) -> int:
+    return answer.slices[position].source.shown_number
+
+
+def open_pipeline(settings: Settings) -> Pipeline:
+    """The pipeline of a worker process; the bundle is loaded with the first study."""
+
+    def load() -> Labeler:
+        from labeler.label import Labeler
+
+        return Labeler.load(settings.bundle, settings.device)
+
+    return Pipeline(settings, Ledger(settings.ledger_url), Spool(settings.home), load)

@@ -1,0 +1,272 @@
+"""Settings: one TOML file, overruled by environment variables `DICOM_NODE_*`. Nothing else reads either.
+
+The file is the one given with `--config`, else named by `DICOM_NODE_CONFIG`, else `dicom-node.toml` in the working
+folder, else `/etc/dicom-node/dicom-node.toml`. Without any, the embedded defaults serve one machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from dicom_node.errors import ConfigurationError
+
+CONFIG_VARIABLE = "DICOM_NODE_CONFIG"
+_PLACES = (Path("dicom-node.toml"), Path("/etc/dicom-node/dicom-node.toml"))
+
+
+def _ae_title(value: str) -> str:
+    """PS3.5 6.2, AE: 1 to 16 characters of the default repertoire, no backslash, no leading or trailing space."""
+    if not re.fullmatch(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?", value):
+        raise ValueError("an AE title has 1 to 16 characters, no backslash, no space at its ends")
+    return value
+
+
+def _host(value: str) -> str:
+    if value == "any":
+        return value
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", value):
+            raise ValueError("a host is an address, a network as 10.1.0.0/16, a host name, or any") from None
+    return value
+
+
+AETitle = Annotated[str, AfterValidator(_ae_title)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Peer(BaseModel):
+    """A DICOM application that we know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: What people call it; used on the command line and in logs.
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    ae_title: AETitle
+    #: Address, network, host name, or `any` for a peer that only pushes and whose address changes.
+    host: Annotated[str, AfterValidator(_host)]
+    #: Where it listens; needed to echo it and to send to it.
+    port: Port | None = None
+    #: `push`: may send images to us. `reports`: gets our reports.
+    may: frozenset[Literal["push", "reports"]] = frozenset({"push"})
+    #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
+    quiet_seconds: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Peer:
+        if "reports" in self.may and (self.port is None or self.host == "any" or "/" in self.host):
+            raise ValueError("a peer that gets reports needs one host and a port")
+        return self
+
+    def at(self, host: str) -> bool:
+        """Does a connection from this address come from this peer?"""
+        if self.host == "any":
+            return True
+        address = ipaddress.ip_address(host)
+        try:
+            return address in ipaddress.ip_network(self.host, strict=False)
+        except ValueError:
+            return str(address) in _addresses(self.host)
+
+
+def _addresses(name: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(name, None)}
+    except OSError:
+        return set()
+
+
+class Settings(BaseSettings):
+    """All settings; the defaults serve one machine with an embedded broker."""
+
+    model_config = SettingsConfigDict(env_prefix="DICOM_NODE_", extra="forbid", frozen=True)
+
+    #: Our AE title: what a scanner must call.
+    ae_title: AETitle = "ANATOMY"
+    #: Address that the receiver listens on; 0.0.0.0 is every interface.
+    bind: str = "0.0.0.0"
+    #: Port that the receiver listens on.
+    port: Annotated[int, Field(ge=0, le=65535)] = 11112
+    #: Folder for spool, reports and the default ledger; on a disk that survives.
+    home: Path = Path("dicom-node-data")
+    #: SQLAlchemy URL of the ledger; unset: SQLite in `home`. Several machines need PostgreSQL.
+    ledger: str | None = None
+    #: Redis URL of the doorbell; unset: `dicom-node up` starts an embedded one that may lose anything.
+    broker: str | None = None
+    #: Bundle folder, or CLIP checkpoint for zero-shot use; unset: the bundle in the package.
+    bundle: str | None = None
+    #: auto, cpu, cuda, cuda:1 ...
+    device: str = "auto"
+    #: Seconds without a new image after which a study is complete.
+    quiet_seconds: Seconds = 60.0
+    #: Seconds between two looks of the watcher.
+    sweep_seconds: Seconds = 1.0
+    #: Seconds after which an unanswered bell is rung again.
+    ring_again_seconds: Seconds = 30.0
+    #: Seconds that a worker's lease lasts without renewal.
+    lease_seconds: Seconds = 30.0
+    #: Attempts at labelling one study before it is laid aside.
+    attempts: Annotated[int, Field(ge=1)] = 3
+    #: Longest pause between two attempts at a delivery, seconds.
+    longest_pause: Seconds = 300.0
+    #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
+    reserve_mib: Annotated[int, Field(ge=0)] = 1024
+    #: Associations at a time.
+    associations: Annotated[int, Field(ge=1)] = 64
+    #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
+    network_timeout: Seconds = 60.0
+    peers: tuple[Peer, ...] = ()
+    #: Peers by name that get every report; unset: every peer that may get reports.
+    destinations: tuple[str, ...] | None = None
+
+    @field_validator("peers")
+    @classmethod
+    def _distinct(cls, peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
+        names = [peer.name for peer in peers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two peers are called {twice[0]!r}; every peer needs a name of its own")
+        return peers
+
+    @field_validator("destinations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        able = sorted(peer.name for peer in info.data.get("peers", ()) if "reports" in peer.may)
+        for name in names or ():
+            if name not in able:
+                raise ValueError(f'{name!r} is no peer with may = ["reports"]; such peers: {", ".join(able) or "none"}')
+        return names
+
+    @property
+    def ledger_url(self) -> str:
+        return self.ledger or f"sqlite:///{self.home / 'ledger.sqlite'}"
+
+    @property
+    def receivers_of_reports(self) -> tuple[Peer, ...]:
+        chosen = self.destinations
+        return tuple(p for p in self.peers if "reports" in p.may and (chosen is None or p.name in chosen))
+
+    def peer(self, name: str) -> Peer:
+        """The peer of that name; ConfigurationError lists those there are."""
+        for peer in self.peers:
+            if peer.name == name:
+                return peer
+        known = ", ".join(peer.name for peer in self.peers) or "none"
+        raise ConfigurationError(
+            f"no peer is called {name!r}; known peers: {known}. Add a [[peers]] table to the file."
+        )
+
+    def quiet_of(self, peer_name: str) -> float:
+        """Quiet time of a peer, seconds."""
+        found = next((peer for peer in self.peers if peer.name == peer_name), None)
+        return found.quiet_seconds if found and found.quiet_seconds else self.quiet_seconds
+
+
+def find_config(given: Path | None) -> Path | None:
+    """The file that counts: given, named in the environment, or at one of the usual places."""
+    named = given or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    return named or next((place for place in _PLACES if place.is_file()), None)
+
+
+def load_settings(given: Path | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: every wrong setting with its line, why it is wrong and what would be right.
+    """
+    path = find_config(given)
+    text = _read(path) if path else ""
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (env_settings, TomlConfigSettingsSource(settings_cls))
+
+    try:
+        return FromFile()
+    except ValidationError as error:
+        raise ConfigurationError(_explained(error, path, text)) from error
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text()
+        tomllib.loads(text)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{path}: not TOML: {error}") from error
+    return text
+
+
+def _explained(error: ValidationError, path: Path | None, text: str) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        dotted = ".".join(str(part) for part in location) or "settings"
+        where = f"{path}:{line_of(text, location)}" if path else "environment"
+        variable = f"DICOM_NODE_{str(location[0]).upper()}" if location else ""
+        if variable and variable in os.environ:
+            where = f"environment variable {variable}"
+        lines.append(f"{where}: {dotted}: {_reason(problem, location)}")
+    return "\n".join(lines)
+
+
+def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
+    if problem["type"] == "extra_forbidden":
+        kind: type[BaseModel] = Peer if location and location[0] == "peers" else Settings
+        return f"no such setting; known: {', '.join(kind.model_fields)}"
+    got = problem.get("input")
+    shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""
+    return f"{problem['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def line_of(text: str, location: tuple[int | str, ...]) -> int:
+    """Line of a setting in the TOML text, counted from 1; of its table where the setting itself is not written."""
+    lines = text.splitlines()
+    start = 0
+    for position, part in enumerate(location):
+        if isinstance(part, int):
+            continue
+        which = location[position + 1] if position + 1 < len(location) else 0
+        tables = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(part)}\s*\]", line)]
+        if tables:
+            start = tables[min(which, len(tables) - 1) if isinstance(which, int) else 0]
+            continue
+        key = re.compile(rf"\s*{re.escape(part)}\s*=")
+        start = next((i for i in range(start, len(lines)) if key.match(lines[i])), start)
+    return start + 1

@@ -1,0 +1,134 @@
+"""Answers for radiology IT: what the node has, does, and did not do. Tables for a terminal; reads only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from sqlalchemy import select
+
+from dicom_node.errors import NodeError, Quarantine
+from dicom_node.ledger import Ledger
+from dicom_node.schema import delivery, not_labelled, refusal, study
+from dicom_node.send import echo
+from dicom_node.settings import Settings
+from dicom_node.study import State
+
+
+def overview(ledger: Ledger) -> Iterator[Table]:
+    """Studies and deliveries by state, what needs a person, what was not labelled per peer, who was refused."""
+    yield _table("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
+    yield _table(
+        "Deliveries",
+        ("state", "destination", "count"),
+        ledger.counts(delivery, delivery.c.state, delivery.c.destination),
+    )
+    stuck = ledger.studies(study.c.state.in_([State.QUARANTINED, State.UNLABELLED]), limit=20)
+    if stuck:
+        rows = [(row.study_uid, row.peer, row.state.value, row.reason) for row in stuck]
+        yield _table("Not labelled: the latest studies", ("study", "peer", "state", "reason"), rows)
+    left_out = ledger.counts(not_labelled, not_labelled.c.peer, not_labelled.c.reason)
+    if left_out:
+        yield _table("Images without labels", ("peer", "reason", "count"), left_out)
+    columns = (refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason, refusal.c.count)
+    refused = ledger.rows(select(*columns, refusal.c.last_at).order_by(refusal.c.last_at.desc()).limit(20))
+    if refused:
+        seen = [(*tuple(row)[:-1], _time(row.last_at)) for row in refused]
+        yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+
+
+def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
+    """Everything the ledger knows of one study.
+
+    Raises:
+        Quarantine: the node has never received it.
+    """
+    row = ledger.study(study_uid)
+    if row is None:
+        raise Quarantine(f"{study_uid}: never received here; ask the scanner's log where it was sent")
+    facts = [
+        ("state", row.state.value),
+        ("reason", row.reason),
+        ("from", row.peer),
+        ("images", row.instances),
+        ("first, last image", f"{_time(row.first_at)}, {_time(row.last_at)}"),
+        ("complete because", row.completed_by),
+        ("attempts", row.attempts),
+    ]
+    yield _table(study_uid, ("", ""), facts)
+    reports = [_report_row(item) for item in ledger.reports(study_uid)]
+    yield _table("Reports", ("report", "modality", "images", "stations", "header"), reports)
+    wanted = delivery.c.study_uid == study_uid
+    columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)
+    yield _table(
+        "Deliveries", ("report", "to", "state", "attempts", "answer"), ledger.rows(select(*columns).where(wanted))
+    )
+    notes = select(not_labelled.c.sop_instance_uid, not_labelled.c.reason, not_labelled.c.detail)
+    left_out = ledger.rows(notes.where(not_labelled.c.study_uid == study_uid))
+    if left_out:
+        yield _table("Images without labels", ("instance", "reason", "detail"), left_out)
+
+
+def _report_row(item: Any) -> tuple[Any, ...]:
+    summary = json.loads(item.summary or "{}")
+    header = summary.get("header", {})
+    told = f"{header.get('claimed') or '(empty)'}: {header.get('agreement', '')}"
+    return (
+        item.sop_instance_uid,
+        summary.get("modality"),
+        summary.get("images"),
+        ", ".join(summary.get("stations", [])),
+        told,
+    )
+
+
+def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[Table, bool]:
+    """The settings in words, each peer's answer to C-ECHO, and whether all is well."""
+    table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
+    for column in ("what", "setting", "state"):
+        table.add_column(column)
+    table.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
+    table.add_row("spool and reports", str(settings.home), _writable(settings.home))
+    table.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
+    table.add_row("broker", settings.broker or "embedded", "")
+    table.add_row("bundle", settings.bundle or "the one in the package", "")
+    table.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
+    healthy = True
+    for peer in settings.peers:
+        what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
+        state = "[dim]no port, not asked[/dim]"
+        if peer.port and echo_peers:
+            state, answered = _echoed(settings, peer.name)
+            healthy &= answered
+        table.add_row(f"peer {peer.name}", what, state)
+    return table, healthy
+
+
+def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
+    try:
+        echo(settings.peer(name), settings.ae_title)
+    except NodeError as error:
+        return f"[red]{error}[/red]", False
+    return "[green]answers[/green]", True
+
+
+def _writable(home: Path) -> str:
+    place = next(folder for folder in (home, *home.resolve().parents) if folder.exists())
+    return "exists" if place == home else f"will be made in {place}"
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Any) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row))
+    return table
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")

@@ -1,0 +1,143 @@
+"""What flows through the node: frozen types, and the table of a study's life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class State(StrEnum):
+    """Where a study stands."""
+
+    #: Images are coming in.
+    RECEIVING = "receiving"
+    #: Complete; the bell has been or will be rung.
+    QUEUED = "queued"
+    #: A worker holds the lease.
+    LABELLING = "labelling"
+    #: Reports are written; deliveries are under way.
+    REPORTED = "reported"
+    #: Every report has been answered with success by every destination.
+    SENT = "sent"
+    #: Complete, but no image could be labelled; the reasons are in the ledger.
+    UNLABELLED = "unlabelled"
+    #: A person is needed; the reason is in the ledger.
+    QUARANTINED = "quarantined"
+
+
+#: From each state, where a study may go. A late image leads back to RECEIVING from everywhere.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.RECEIVING: frozenset({State.QUEUED}),
+    State.QUEUED: frozenset({State.LABELLING, State.QUARANTINED, State.RECEIVING}),
+    State.LABELLING: frozenset({State.QUEUED, State.REPORTED, State.UNLABELLED, State.QUARANTINED, State.RECEIVING}),
+    State.REPORTED: frozenset({State.SENT, State.QUARANTINED, State.RECEIVING}),
+    State.SENT: frozenset({State.RECEIVING}),
+    State.UNLABELLED: frozenset({State.QUEUED, State.RECEIVING}),
+    State.QUARANTINED: frozenset({State.QUEUED, State.REPORTED, State.RECEIVING}),
+}
+
+
+class Delivery(StrEnum):
+    """Where a report stands with one destination."""
+
+    WAITING = "waiting"
+    SENT = "sent"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sent an object: the calling AE title, the host it came from, and the peer's name in the settings."""
+
+    ae_title: str
+    host: str
+    peer: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One SOP Instance in the spool.
+
+    Attributes:
+        digest: SHA-256 of the data set as received.
+        received_at: seconds since the epoch; the modification time of the file.
+        patient_key: hash of Patient ID and its issuer; tells two patients apart without naming them.
+        conflict: another object with this UID but other bytes came first; kept, not labelled.
+    """
+
+    sop_instance_uid: str
+    digest: str
+    study_uid: str
+    series_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    patient_key: str
+    path: Path
+    size: int
+    received_at: float
+    peer: str
+    calling_ae: str
+    conflict: bool = False
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """What the ledger knows of one study."""
+
+    study_uid: str
+    state: State
+    reason: str
+    peer: str
+    instances: int
+    first_at: float
+    last_at: float
+    attempts: int
+    completed_by: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a study until it ends; `fence` grows with every lease and with every late image."""
+
+    study_uid: str
+    fence: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class NotLabelled:
+    """An instance without labels, and why."""
+
+    sop_instance_uid: str
+    series_uid: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A report that lies in the spool, ready to be sent."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    study_uid: str
+    source_series_uid: str
+    content: str
+    path: Path
+    predecessor: str | None
+    #: What the report says, for people who ask the node instead of PACS (JSON of `SeriesSummary`).
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class DueDelivery:
+    """One report on its way to one destination, leased."""
+
+    report_uid: str
+    study_uid: str
+    destination: str
+    path: Path
+    attempt: int
+    fence: int

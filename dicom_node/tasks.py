@@ -1,0 +1,139 @@
+"""The Celery app. A task takes an id, claims its work in the ledger, and may run twice.
+
+Redis is a doorbell: a lost message is rung again by `watch`, a doubled one finds nothing to do. So there is no result
+backend, and nothing here needs Redis to keep anything.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.logs import configure as configure_logs
+from dicom_node.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from dicom_node.pipeline import Pipeline
+
+log = structlog.get_logger("tasks")
+
+LABEL_QUEUE, DELIVER_QUEUE = "label", "deliver"
+
+app = Celery("dicom_node")
+app.conf.update(
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=1,
+    worker_hijack_root_logger=False,
+    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "visibility_timeout": 600,
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        "socket_connect_timeout": 2,
+        "socket_timeout": 10,
+        "socket_keepalive": True,
+    },
+    task_routes={
+        "dicom_node.label_study": {"queue": LABEL_QUEUE},
+        "dicom_node.deliver": {"queue": DELIVER_QUEUE},
+    },
+)
+
+
+def connect(settings: Settings) -> Celery:
+    """Point the app at the broker of the settings.
+
+    Raises:
+        ConfigurationError: none is set.
+    """
+    if settings.broker is None:
+        raise ConfigurationError(
+            'no broker: set broker = "redis://HOST:6379/0" in the file (or DICOM_NODE_BROKER), '
+            "or run `dicom-node up`, which brings one"
+        )
+    app.conf.broker_url = settings.broker
+    return app
+
+
+@cache
+def _pipeline() -> Pipeline:
+    from dicom_node.pipeline import open_pipeline
+
+    return open_pipeline(load_settings())
+
+
+@app.task(name="dicom_node.label_study")
+def label_study(study_uid: str) -> None:
+    """Label one study; its reports go on their way at once."""
+    pipeline = _pipeline()
+    pipeline.label_study(study_uid)
+    bell = Bell(app)
+    for report_uid, destination in pipeline.ledger.due_deliveries(pipeline.settings.ring_again_seconds):
+        if bell.deliver(report_uid, destination):
+            pipeline.ledger.rung_delivery(report_uid, destination)
+
+
+@app.task(name="dicom_node.deliver")
+def deliver(report_uid: str, destination: str) -> None:
+    """Send one report to one destination."""
+    _pipeline().deliver(report_uid, destination)
+
+
+class Bell:
+    """Rings for work; a broker that is away costs a warning, never a study."""
+
+    def __init__(self, celery: Celery) -> None:
+        self.celery = celery
+        self._broken = False
+
+    def label(self, study_uid: str) -> bool:
+        return self._ring("dicom_node.label_study", study_uid)
+
+    def deliver(self, report_uid: str, destination: str) -> bool:
+        return self._ring("dicom_node.deliver", report_uid, destination)
+
+    def waiting(self, queue: str) -> int:
+        """Messages that nobody has taken yet; 0 when the broker cannot say."""
+        try:
+            with self.celery.connection_for_read() as connection:
+                return int(connection.default_channel.client.llen(queue))
+        except (OperationalError, OSError, *_redis_errors()):
+            return 0
+
+    def _ring(self, name: str, *arguments: str) -> bool:
+        try:
+            self.celery.send_task(name, arguments, retry=False, ignore_result=True)
+        except (OperationalError, OSError) as error:
+            if not self._broken:
+                log.warning("the broker is away; the ledger keeps the work until it is back", reason=str(error))
+            self._broken = True
+            return False
+        if self._broken:
+            log.info("the broker is back")
+        self._broken = False
+        return True
+
+
+def _redis_errors() -> tuple[type[Exception], ...]:
+    from redis.exceptions import RedisError
+
+    return (RedisError,)
+
+
+def run_worker(settings: Settings, arguments: list[str]) -> None:
+    """Celery's own command line, with our defaults in front: `dicom-node worker [CELERY OPTIONS]`.
+
+    The solo pool keeps one loaded model per process and leaves CUDA alone; start several for several GPUs.
+    """
+    configure_logs()
+    connect(settings)
+    defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
+    quiet = ["--without-gossip", "--without-mingle"]
+    app.worker_main(["worker", *defaults, *quiet, *arguments])

@@ -1,0 +1,40 @@
+"""UIDs of what we make, derived from what it is made of: the same input gives the same object (PS3.5 B.2).
+
+A UID is the UUID-derived `2.25.` form over the first 128 bits of a SHA-256 of the parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from uuid import UUID
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def derived(*parts: str) -> str:
+    """A UID that depends on every part and on nothing else."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return f"2.25.{UUID(bytes=digest[:16], version=4).int}"
+
+
+def report_series_uid(source_series_uid: str) -> str:
+    """One series of reports beside each labelled series; revisions are further instances of it."""
+    return derived("report series", source_series_uid)
+
+
+def report_uid(source_series_uid: str, content: str, fingerprint: str) -> str:
+    """The report on exactly this content of a series by exactly this model."""
+    return derived("report", source_series_uid, content, fingerprint)
+
+
+def content_of(instances: Iterable[tuple[str, str]]) -> str:
+    """Hash over (SOP Instance UID, digest of its bytes) in any order: what a report is a report of."""
+    joined = "\n".join(f"{uid} {digest}" for uid, digest in sorted(instances))
+    return hashlib.sha256(joined.encode()).hexdigest()
+
+
+def is_uid(value: str) -> bool:
+    """At most 64 characters of digits and points, lenient about leading zeros, which scanners write (PS3.5 9.1)."""
+    return len(value) <= 64 and _UID.fullmatch(value) is not None

@@ -1,0 +1,96 @@
+"""`python -m labeler label PATH`: label a DICOM folder or a NIfTI volume on this machine, no network, no queue."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from labeler.errors import LabelerError
+from labeler.result import SeriesLabels
+from labeler.vocabulary import vocabulary
+
+app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+
+
+class ModalityName(StrEnum):
+    CT = "CT"
+    MR = "MR"
+
+
+@app.command()
+def label(
+    path: Annotated[Path, typer.Argument(help="Folder of DICOM files, a DICOM file, or a NIfTI volume (CT in HU).")],
+    modality: Annotated[ModalityName | None, typer.Option(help="Of a NIfTI volume; DICOM says it itself.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all probabilities there.")] = None,
+    bundle: Annotated[
+        str | None, typer.Option(help="Bundle folder, or a CLIP checkpoint (folder or hub name) used zero-shot.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Say which stations and organs every slice shows."""
+    from labeler.label import Labeler
+
+    console = Console(stderr=True)
+    try:
+        labeler = Labeler.load(bundle, device)
+        read = labeler.read(path, modality.value if modality else None)
+        series = track(read, description="Labelling", console=console, transient=True)
+        answers = [labeler.label(one) for one in series]
+    except LabelerError as error:
+        console.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(1) from error
+    for answer in answers:
+        Console().print(table(answer), *notes(answer), sep="\n", highlight=False)
+    if json_file:
+        documents = [answer.to_json() for answer in answers]
+        json_file.write_text(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
+    if not any(answer.slices for answer in answers):
+        console.print("[red]no image could be labelled; the table says why[/red]")
+        raise typer.Exit(1)
+
+
+def table(answer: SeriesLabels) -> Table:
+    """One row per station and organ: where, how surely."""
+    words = vocabulary()
+    title = f"{answer.modality} {answer.plane or ''} - {len(answer.slices)} images"
+    shown = Table(title=title, title_justify="left")
+    for column in ("", "label", "images", "best", "certainty"):
+        shown.add_column(column)
+    for finding in answer.findings:
+        ranges = ", ".join(
+            _number(answer, first) if first == last else f"{_number(answer, first)}-{_number(answer, last)}"
+            for first, last in finding.ranges
+        )
+        best = _number(answer, finding.best)
+        shown.add_row(finding.kind, words[finding.name].text, ranges, best, f"{finding.certainty:.0%}")
+    return shown
+
+
+def _number(answer: SeriesLabels, position: int) -> str:
+    source = answer.slices[position].source
+    return str(source.index if source.sop_instance_uid is None else source.shown_number)
+
+
+def notes(answer: SeriesLabels) -> list[str]:
+    """Which model said so, and how many images carry no label for which reason."""
+    counts: dict[str, int] = {}
+    for item in answer.skipped:
+        counts[item.reason.value] = counts.get(item.reason.value, 0) + 1
+    calibrated = "" if answer.bundle.calibrated else "; zero-shot, uncalibrated"
+    left_out = [f"{count} not labelled: {reason}" for reason, count in counts.items()]
+    return [f"{answer.bundle.name} {answer.bundle.version}{calibrated}; not for diagnosis", *left_out]
+
+
+@app.callback()
+def main() -> None:
+    """Label images on this machine."""
+
+
+app()

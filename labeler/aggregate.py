@@ -1,0 +1,100 @@
+"""Slices -> a series: smooth along the stack, decide, and let no organ contradict its station. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeler.result import Finding
+from labeler.score import Logits, probabilities
+from labeler.vocabulary import Vocabulary
+
+Mask = NDArray[np.bool_]
+
+
+def smooth(logits: Logits, positions: Sequence[float], millimetres: float) -> Logits:
+    """Average neighbours along the stack with Gaussian weights of their distance in mm.
+
+    Args:
+        logits: (n, labels) in stack order.
+        positions: (n,) mm along the stack.
+        millimetres: standard deviation of the weights; 0 leaves everything as it is.
+    """
+    if millimetres <= 0 or len(logits) < 3:
+        return logits
+    along = np.asarray(positions, np.float64)
+    weights = np.exp(-0.5 * ((along[:, None] - along[None]) / millimetres) ** 2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return (weights @ logits).astype(np.float32)
+
+
+def consistent(logits: Logits, thresholds: NDArray[np.float32], words: Vocabulary) -> Logits:
+    """Logits whose decisions never show an organ outside all of its stations.
+
+    Where they would, the less sure side gives way: the organ's likeliest station is raised to present when it misses
+    its threshold by less than the organ exceeds its own, else the organ is lowered to absent.
+    """
+    out = logits.copy()
+    cut = _logit(thresholds)
+    for label in words.labels:
+        if label.kind != "organ":
+            continue
+        column = words.index(label.name)
+        homes = np.array([words.index(name) for name in label.stations])
+        lonely = (out[:, column] >= cut[column]) & (out[:, homes] < cut[homes]).all(axis=1)
+        for row in np.flatnonzero(lonely):
+            missing = cut[homes] - out[row, homes]
+            nearest = int(np.argmin(missing))
+            if missing[nearest] < out[row, column] - cut[column]:
+                out[row, homes[nearest]] = cut[homes[nearest]] + 1e-3
+            else:
+                out[row, column] = cut[column] - 1e-3
+    return out
+
+
+def _logit(p: NDArray[np.float32]) -> NDArray[np.float32]:
+    p = np.clip(p, 1e-4, 1 - 1e-4)
+    logit: NDArray[np.float32] = np.log(p / (1 - p)).astype(np.float32)
+    return logit
+
+
+def decisions(logits: Logits, thresholds: NDArray[np.float32]) -> Mask:
+    """Which labels reach their thresholds, slice by slice, consistent or not."""
+    return np.greater_equal(logits, _logit(thresholds))
+
+
+def decide(logits: Logits, thresholds: NDArray[np.float32], words: Vocabulary) -> tuple[NDArray[np.float32], Mask]:
+    """Probabilities (n, labels) and which of them count as present, free of contradictions."""
+    settled = consistent(logits, thresholds, words)
+    return probabilities(settled), decisions(settled, thresholds)
+
+
+def findings(p: NDArray[np.float32], present: Mask, words: Vocabulary) -> tuple[Finding, ...]:
+    """One finding per label that at least one slice shows: stations first, each in the order of appearance."""
+    found = []
+    for column, label in enumerate(words.labels):
+        mask = present[:, column]
+        if mask.any():
+            shown = np.where(mask, p[:, column], -1.0)
+            found.append(
+                Finding(
+                    label.name,
+                    label.kind,
+                    runs(mask),
+                    int(np.argmax(shown)),
+                    float(shown.max()),
+                    float(p[mask, column].mean()),
+                )
+            )
+    return tuple(sorted(found, key=lambda f: (f.kind != "station", f.ranges[0][0], f.name)))
+
+
+def runs(mask: Mask) -> tuple[tuple[int, int], ...]:
+    """Inclusive first and last positions of every stretch of True."""
+    edges = np.diff(np.concatenate([[0], mask.astype(np.int8), [0]]))
+    return tuple(
+        (int(first), int(last) - 1)
+        for first, last in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True)
+    )

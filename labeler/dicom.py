@@ -1,0 +1,177 @@
+"""DICOM files -> series of planes: single-frame and Enhanced CT and MR, every transfer syntax with a decoder.
+
+Only attributes and pixels are read here; no network. Whatever is wrong with a file becomes a `Skip` with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.pixels.utils import pixel_array
+
+from labeler.prompts import Modality
+from labeler.slices import SMALLEST_SIDE, FloatImage, Plane, Series, Skip, Skipped, Source, make_plane, make_series
+
+#: Values of Image Type (0008,0008) that tell a rendering from a slice.
+_RENDERED = {"MIP", "MINIP", "PROJECTION IMAGE", "VOLUME_RENDERED", "VRT", "SCREEN SAVE", "DOSE_INFO", "REPORT"}
+
+
+class _Unusable(Exception):
+    def __init__(self, reason: Skip, detail: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def read_dicom(paths: Iterable[Path], max_side: int) -> list[Series]:
+    """Read files, grouped by Series Instance UID; unreadable files form a series of their own kind.
+
+    Returns series in the order of their UIDs. A series without any usable plane has no stacks.
+    """
+    planes: dict[str, list[Plane]] = defaultdict(list)
+    skipped: dict[str, list[Skipped]] = defaultdict(list)
+    modalities: dict[str, str] = {}
+    for index, path in enumerate(sorted(paths)):
+        try:
+            dataset = dcmread(path)
+            uid, source = str(dataset.get("SeriesInstanceUID", "")), _source(dataset, index)
+            modalities.setdefault(uid, str(dataset.get("Modality", "")))
+        except Exception as error:  # a file may hold anything, and parsers raise whatever they meet
+            skipped[""].append(Skipped(Source(index), Skip.NOT_DICOM, f"{path.name}: {type(error).__name__}"))
+            continue
+        try:
+            planes[uid] += planes_of(dataset, index, max_side)
+        except _Unusable as problem:
+            skipped[uid].append(Skipped(source, problem.reason, problem.detail))
+        except Exception as error:  # likewise a header; the message may quote a patient's data and stays out
+            skipped[uid].append(Skipped(source, Skip.UNDECODABLE, type(error).__name__))
+    return [
+        make_series(_modality(modalities.get(uid, "")), planes[uid], skipped[uid], uid or None)
+        for uid in sorted(planes.keys() | skipped.keys())
+    ]
+
+
+def _modality(value: str) -> Modality:
+    return cast(Modality, value) if value in ("CT", "MR") else "CT"
+
+
+def planes_of(dataset: FileDataset | Dataset, index: int, max_side: int) -> list[Plane]:
+    """All planes of one SOP Instance; `_Unusable` with the reason when there is none."""
+    _refuse(dataset)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    multiframe = "PerFrameFunctionalGroupsSequence" in dataset
+    planes: list[Plane] = []
+    for number, pixels in enumerate(_decoded(dataset), start=1):
+        groups = _functional_groups(dataset, number - 1) if multiframe else (dataset,)
+        columns, rows, origin = _geometry(groups)
+        source = _source(dataset, index, number if frames > 1 or multiframe else None)
+        upright = make_plane(_rescaled(pixels, groups), columns, rows, origin, source, max_side, _spacing(groups))
+        planes.append(upright)
+    if not planes:
+        raise _Unusable(Skip.UNDECODABLE, "no frames")
+    if all(np.ptp(plane.pixels) == 0 for plane in planes):
+        raise _Unusable(Skip.EMPTY)
+    return planes
+
+
+def _refuse(dataset: Dataset) -> None:
+    modality = dataset.get("Modality")
+    if modality not in ("CT", "MR"):
+        raise _Unusable(Skip.MODALITY, f"Modality is {modality or 'absent'}")
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        raise _Unusable(Skip.NO_PIXELS)
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise _Unusable(Skip.COLOUR, str(dataset.get("PhotometricInterpretation", "")))
+    if min(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)) < SMALLEST_SIDE:
+        raise _Unusable(Skip.TOO_SMALL, f"{dataset.get('Rows')} x {dataset.get('Columns')}")
+    kinds = {str(value).upper() for value in _values(dataset.get("ImageType"))}
+    if modality == "CT" and "LOCALIZER" in kinds:
+        raise _Unusable(Skip.LOCALIZER)
+    if "DERIVED" in kinds and kinds & _RENDERED:
+        raise _Unusable(Skip.DERIVED, "\\".join(sorted(kinds)))
+
+
+def _values(value: object) -> Sequence[object]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(cast(Iterable[object], value))
+
+
+def _source(dataset: Dataset, index: int, frame: int | None = None) -> Source:
+    try:
+        number = int(dataset.get("InstanceNumber") or 0) or None
+    except (TypeError, ValueError):
+        number = None
+    return Source(
+        index,
+        str(dataset.get("SOPInstanceUID", "")) or None,
+        str(dataset.get("SOPClassUID", "")) or None,
+        frame,
+        number,
+    )
+
+
+def _decoded(dataset: Dataset) -> Iterator[FloatImage]:
+    """Frames as float32 (rows, columns). A decoder may raise anything: its failure is the image's, not ours."""
+    try:
+        for index in range(int(dataset.get("NumberOfFrames") or 1)):
+            frame = pixel_array(dataset, index=index, raw=True)
+            if frame.ndim != 2:
+                raise _Unusable(Skip.COLOUR, f"decoded to {frame.shape}")
+            yield frame.astype(np.float32)
+    except _Unusable:
+        raise
+    except Exception as error:
+        raise _Unusable(Skip.UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _functional_groups(dataset: Dataset, index: int) -> tuple[Dataset, ...]:
+    """Per-frame before shared functional groups (PS3.3 C.7.6.16), then the data set itself."""
+    per_frame = dataset.PerFrameFunctionalGroupsSequence
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    frame = [per_frame[index]] if index < len(per_frame) else []
+    macros = [item for group in (*frame, *shared) for element in group if element.VR == "SQ" for item in element.value]
+    return (*macros, dataset)
+
+
+def _first(groups: Sequence[Dataset], keyword: str) -> object | None:
+    return next((g.get(keyword) for g in groups if g.get(keyword) not in (None, "")), None)
+
+
+def _geometry(groups: Sequence[Dataset]) -> tuple[list[float], list[float], list[float]]:
+    try:
+        orientation = [float(v) for v in _values(_first(groups, "ImageOrientationPatient"))]  # type: ignore[arg-type]
+        position = [float(v) for v in _values(_first(groups, "ImagePositionPatient"))]  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise _Unusable(Skip.NO_GEOMETRY, str(error)) from error
+    columns, rows = orientation[:3], orientation[3:]
+    if len(orientation) != 6 or np.linalg.norm(np.cross(columns, rows)) < 0.5:
+        raise _Unusable(Skip.NO_GEOMETRY)
+    return columns, rows, position if len(position) == 3 else [0.0, 0.0, 0.0]
+
+
+def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:
+    """mm between rows and between columns (0028,0030), where the image says it believably."""
+    value = _values(_first(groups, "PixelSpacing"))
+    try:
+        rows, columns = (float(str(v)) for v in value)
+    except ValueError:
+        return None
+    return (rows, columns) if 0.01 < rows < 50 and 0.01 < columns < 50 else None
+
+
+def _rescaled(pixels: FloatImage, groups: Sequence[Dataset]) -> FloatImage:
+    """Stored values -> HU or MR values (PS3.3 C.11.1.1.2)."""
+    slope, intercept = _number(groups, "RescaleSlope", 1.0), _number(groups, "RescaleIntercept", 0.0)
+    return (pixels * slope + intercept).astype(np.float32)
+
+
+def _number(groups: Sequence[Dataset], keyword: str, otherwise: float) -> float:
+    value = _first(groups, keyword)
+    return otherwise if value is None else float(str(value))

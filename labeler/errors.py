@@ -1,0 +1,31 @@
+"""What can go wrong when a picture is labelled.
+
+LabelerError
+├── InputError           the images cannot be used; the message says why, the files stay untouched
+└── BundleError          the model cannot be used; nothing is labelled until it is mended
+    ├── BundleMissing    no such folder, or not a CLIP checkpoint
+    └── BundleMismatch   a part is not the one that the manifest was made for
+"""
+
+
+class LabelerError(Exception):
+    """The labeler could not do its work."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (self.__doc__ or "").strip())
+
+
+class InputError(LabelerError):
+    """The images cannot be used."""
+
+
+class BundleError(LabelerError):
+    """The model cannot be used."""
+
+
+class BundleMissing(BundleError):
+    """There is no model at that place."""
+
+
+class BundleMismatch(BundleError):
+    """A part of the bundle is not the one that its manifest was made for."""

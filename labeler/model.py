@@ -1,0 +1,145 @@
+"""Two encoders that meet in one space: transformers' CLIPModel, on CPU or GPU.
+
+Any CLIP checkpoint in Hugging Face format loads. `AnatomyCLIP` is a CLIPModel whose patch embedding may be a small
+convolutional stem ("Early convolutions help transformers see better", Xiao et al. 2021): on a few hundred volumes
+and without pre-trained weights it learns where plain patches do not. Which one a checkpoint has stands in its config.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from labeler.errors import BundleMissing
+from labeler.preprocess import Pictures
+
+Embeddings = NDArray[np.float32]
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; halves the picture."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inside, outside, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(outside),
+            nn.ReLU(),
+            nn.Conv2d(outside, outside, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outside),
+        )
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inside, outside, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class ConvStem(nn.Module):
+    """Pictures (n, 3, side, side) -> patches (n, hidden, side / 2^k, side / 2^k), k = number of widths."""
+
+    def __init__(self, widths: Sequence[int], hidden: int) -> None:
+        super().__init__()
+        first = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+        stages = [Residual(a, b) for a, b in pairwise(widths)]
+        self.layers = nn.Sequential(first, *stages)
+        self.projection = nn.Conv2d(widths[-1], hidden, 1)
+
+    @property
+    def weight(self) -> Tensor:
+        """CLIPVisionEmbeddings asks its patch embedding for the precision of its weights."""
+        return self.projection.weight
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.projection(self.layers(pictures.contiguous(memory_format=torch.channels_last)))
+
+
+class AnatomyCLIP(CLIPModel):
+    """CLIPModel, with a convolutional stem where `vision_config.stem_widths` names one."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__(config)
+        widths = getattr(config.vision_config, "stem_widths", None)
+        if widths:
+            stem = ConvStem(widths, config.vision_config.hidden_size)
+            self.vision_model.embeddings.patch_embedding = stem
+
+
+@dataclass
+class Encoders:
+    """A checkpoint ready for use: model, tokenizer and image processor on one device."""
+
+    model: AnatomyCLIP
+    tokenizer: Any
+    processor: CLIPImageProcessorPil
+    device: torch.device
+
+    @property
+    def image_size(self) -> int:
+        return int(self.model.config.vision_config.image_size)
+
+    def pixels(self, pictures: Pictures) -> Tensor:
+        """uint8 (n, side, side, 3) -> normalised (n, 3, image_size, image_size), by the checkpoint's processor."""
+        batch = self.processor(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
+        return batch["pixel_values"]
+
+    @torch.inference_mode()
+    def images(self, pictures: Pictures, batch_size: int = 32) -> Embeddings:
+        """Unit embeddings (n, d) of pictures."""
+        found = [
+            self._unit(self.model.get_image_features(self.pixels(part).to(self.device)))
+            for part in np.array_split(pictures, max(1, -(-len(pictures) // batch_size)))
+        ]
+        return np.concatenate(found)
+
+    @torch.inference_mode()
+    def texts(self, sentences: Sequence[str]) -> Embeddings:
+        """Unit embeddings (n, d) of sentences."""
+        tokens = self.tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
+        return self._unit(self.model.get_text_features(**tokens.to(self.device)))
+
+    def _unit(self, features: Any) -> Embeddings:
+        pooled = getattr(features, "pooler_output", features)
+        return nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self.model.logit_scale.detach().exp())
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` takes the first GPU, else the CPU; anything else is torch's own name of a device."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_encoders(checkpoint: str | Path, device: str = "auto") -> Encoders:
+    """Load a CLIP checkpoint in Hugging Face format from a folder or, where the hub is reachable, by its name.
+
+    Raises:
+        BundleMissing: nothing there that transformers can read as a CLIP model.
+    """
+    where = pick_device(device)
+    transformers.logging.disable_progress_bar()
+    try:
+        model = AnatomyCLIP.from_pretrained(checkpoint, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise BundleMissing(
+            f"{checkpoint}: no CLIP checkpoint in Hugging Face format could be loaded ({error}). "
+            "Give a folder with config.json, model.safetensors, tokenizer and preprocessor_config.json, "
+            "or a hub name on a machine that reaches the hub."
+        ) from error
+    return Encoders(model.eval().to(where), tokenizer, processor, where)

@@ -1,0 +1,199 @@
+"""Planes -> pictures, the same way in training and serving.
+
+`prepare()` is the only path from a plane to what the image encoder sees: `canvas()` brings a stack to one square of
+comparable grey values (HU, or 0..1 for MR), `window()` makes three channels of it, and a ruler at the lower edge tells
+how large the picture is, as viewers draw one. Training draws its augmentation between these steps and evaluates
+through `prepare()` itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_opening
+
+from labeler.prompts import Modality
+from labeler.slices import FloatImage, shrink
+
+Pictures = NDArray[np.uint8]
+
+#: Air in HU; what lies outside a CT picture.
+AIR = -1024.0
+HU_RANGE = (AIR, 2000.0)
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """Every number of the preprocessing; a bundle carries it, so that serving repeats what training did."""
+
+    #: Side of the square that the image encoder takes, pixels.
+    size: int = 128
+    #: Side of the square on which planes wait (and training augments), pixels.
+    canvas: int = 160
+    #: Level and width in HU of the three channels: soft tissue, lung, bone.
+    ct_windows: tuple[tuple[float, float], ...] = ((40.0, 400.0), (-500.0, 1400.0), (400.0, 1800.0))
+    #: Percentiles of a stack that become 0 and 1 (MR).
+    mr_percentiles: tuple[float, float] = (0.5, 99.8)
+    #: Exponents of the three channels (MR).
+    mr_gammas: tuple[float, ...] = (1.0, 0.6, 1.7)
+    #: A row or column belongs to the body when this share of its pixels over the stack is above the threshold.
+    body_share: float = 0.01
+    #: Threshold of the body: HU for CT, share of the brightest for MR.
+    body_hu: float = -400.0
+    body_mr: float = 0.08
+    #: Things thinner than this many pixels, as the table, are not body.
+    table: int = 5
+    #: Margin left around the body, as a share of its longer side.
+    margin: float = 0.04
+    #: Length of the ruler, mm, and height of the dark strip that it lies in, pixels; 0 draws none.
+    ruler_mm: float = 100.0
+    ruler_strip: int = 6
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PreprocessSpec:
+        """Every field, no more and no less; TypeError tells which: a default must not stand in for what was trained."""
+        missing = sorted(cls.__dataclass_fields__.keys() - data.keys())
+        if missing:
+            raise TypeError(f"preprocess lacks {', '.join(missing)}")
+        return cls(**{key: _tuples(value) for key, value in data.items()})
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A stack before it becomes pictures.
+
+    Attributes:
+        values: float32 (n, canvas, canvas), HU or 0..1.
+        mm: side of one canvas pixel in mm; None where the images do not tell.
+    """
+
+    values: NDArray[np.float32]
+    mm: float | None
+
+
+def prepare(planes: Sequence[FloatImage], mm: float | None, modality: Modality, spec: PreprocessSpec) -> Pictures:
+    """Pictures of one stack for the image processor: uint8 (n, size, size, 3).
+
+    Args:
+        planes: upright pictures of one stack, float32 (rows, columns); HU for CT.
+        mm: side of their pixels, None where unknown.
+    """
+    return picture_of_canvas(canvas(planes, mm, modality, spec), modality, spec)
+
+
+def picture_of_canvas(square: Canvas, modality: Modality, spec: PreprocessSpec) -> Pictures:
+    """The second half of `prepare`: canvases -> pictures uint8 (n, size, size, 3)."""
+    shown = window(np.stack([_resize(plane, spec.size) for plane in square.values]), modality, spec)
+    if spec.ruler_strip:
+        length = ruler_pixels(square.mm, spec)
+        shown[:, -spec.ruler_strip :] = 0
+        shown[:, 1 - spec.ruler_strip : -1] = (ruler(length, spec.size) * 255 + 0.5).astype(np.uint8)[:, None]
+    return shown
+
+
+def ruler_pixels(mm: float | None, spec: PreprocessSpec) -> float:
+    """Length of the ruler in picture pixels for canvas pixels of that side; 0 where it is unknown."""
+    return 0.0 if mm is None else spec.ruler_mm / (mm * spec.canvas / spec.size)
+
+
+def ruler(length: float, size: int) -> NDArray[np.float32]:
+    """One row of the ruler: 1 from the left up to `length` pixels, the last one in part."""
+    row: NDArray[np.float32] = np.clip(length - np.arange(size, dtype=np.float32), 0, 1)
+    return row
+
+
+def canvas(planes: Sequence[FloatImage], mm: float | None, modality: Modality, spec: PreprocessSpec) -> Canvas:
+    """One square per plane, cut to the body that the whole stack shows."""
+    small = [shrink(plane, spec.canvas) for plane in planes]
+    values = [_normalised(plane, limits) for plane in small] if (limits := _limits(small, modality, spec)) else small
+    empty = AIR if modality == "CT" else 0.0
+    squares = np.stack(_padded(values, empty))
+    if modality == "CT":
+        squares = np.clip(squares, *HU_RANGE)
+    body = squares > (spec.body_hu if modality == "CT" else spec.body_mr)
+    top, left, side = _body_square(body, spec)
+    cut = _cut(squares, top, left, side, empty)
+    resized = np.stack([_resize(plane, spec.canvas) for plane in cut])
+    shrunk = max(planes[0].shape) / max(small[0].shape)
+    return Canvas(resized, None if mm is None else mm * shrunk * side / spec.canvas)
+
+
+def window(values: NDArray[np.float32], modality: Modality, spec: PreprocessSpec) -> Pictures:
+    """Three grey channels: CT windows, or MR gammas. (..., rows, columns) -> uint8 (..., rows, columns, 3)."""
+    if modality == "CT":
+        channels = [(values - (level - width / 2)) / width for level, width in spec.ct_windows]
+    else:
+        channels = [np.clip(values, 0, 1) ** gamma for gamma in spec.mr_gammas]
+    stacked = np.clip(np.stack(channels, axis=-1), 0, 1)
+    return (stacked * 255 + 0.5).astype(np.uint8)
+
+
+def _limits(planes: Sequence[FloatImage], modality: Modality, spec: PreprocessSpec) -> tuple[float, float] | None:
+    if modality == "CT":
+        return None
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), spec.mr_percentiles)
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _normalised(plane: FloatImage, limits: tuple[float, float]) -> FloatImage:
+    low, high = limits
+    share: FloatImage = np.clip((plane - low) / (high - low), 0, 1).astype(np.float32)
+    return share
+
+
+def _padded(planes: Sequence[FloatImage], empty: float) -> list[FloatImage]:
+    """Centre every plane on one square as large as the largest."""
+    side = max(max(plane.shape) for plane in planes)
+    out = []
+    for plane in planes:
+        square = np.full((side, side), empty, np.float32)
+        top, left = (side - plane.shape[0]) // 2, (side - plane.shape[1]) // 2
+        square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
+        out.append(square)
+    return out
+
+
+def _body_square(body: NDArray[np.bool_], spec: PreprocessSpec) -> tuple[int, int, int]:
+    """Top, left and side of the smallest square around the body; the whole picture when nothing stands out."""
+    side = body.shape[1]
+    body = binary_opening(body, np.ones((1, spec.table, spec.table), bool))
+    rows = np.flatnonzero(body.mean(axis=(0, 2)) > spec.body_share)
+    columns = np.flatnonzero(body.mean(axis=(0, 1)) > spec.body_share)
+    if rows.size < 8 or columns.size < 8:
+        return 0, 0, side
+    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    new = min(side, round(longer * (1 + 2 * spec.margin)))
+    top = (rows[0] + rows[-1] + 1 - new) // 2
+    left = (columns[0] + columns[-1] + 1 - new) // 2
+    return int(top), int(left), new
+
+
+def _cut(squares: NDArray[np.float32], top: int, left: int, side: int, empty: float) -> NDArray[np.float32]:
+    pad = side
+    padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad)), constant_values=empty)
+    return padded[:, top + pad : top + pad + side, left + pad : left + pad + side]
+
+
+def _resize(plane: FloatImage, side: int) -> FloatImage:
+    if plane.shape == (side, side):
+        return plane
+    picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)

@@ -1,0 +1,69 @@
+"""Pictures -> one logit per label: cosine to the label's prompt ensemble, brought to a calibrated scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeler.model import Embeddings, Encoders
+from labeler.preprocess import Pictures
+from labeler.prompts import Modality, PlaneName, absent_prompts, label_prompts
+from labeler.vocabulary import Vocabulary
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Per label, logit = scale * cosine + bias; fitted on held-out subjects: sigmoid(logit) is a probability."""
+
+    scale: tuple[float, ...]
+    bias: tuple[float, ...]
+
+
+@dataclass
+class Scorer:
+    """Scores pictures against the vocabulary's prompts.
+
+    Without a calibration (a checkpoint used zero-shot) the logit is the model's own preference for the sentences
+    that claim a label over those that deny it.
+    """
+
+    encoders: Encoders
+    words: Vocabulary
+    calibration: Calibration | None = None
+    _texts: dict[tuple[str, str, bool], Embeddings] = field(default_factory=dict, repr=False)
+
+    def logits(self, pictures: Pictures, modality: Modality, plane: PlaneName, batch_size: int = 32) -> Logits:
+        """uint8 (n, side, side, 3) -> float32 (n, labels)."""
+        images = self.encoders.images(pictures, batch_size)
+        cosine = images @ self._ensemble(modality, plane, claimed=True).T
+        if self.calibration is None:
+            denied = images @ self._ensemble(modality, plane, claimed=False).T
+            return (self.encoders.logit_scale * (cosine - denied)).astype(np.float32)
+        scale = np.asarray(self.calibration.scale, np.float32)
+        return (cosine * scale + np.asarray(self.calibration.bias, np.float32)).astype(np.float32)
+
+    def cosines(self, pictures: Pictures, modality: Modality, plane: PlaneName) -> Logits:
+        """Cosines (n, labels) before any calibration; what a calibration is fitted on."""
+        cosines: Logits = self.encoders.images(pictures) @ self._ensemble(modality, plane, claimed=True).T
+        return cosines
+
+    def _ensemble(self, modality: Modality, plane: PlaneName, *, claimed: bool) -> Embeddings:
+        """(labels, d): per label the mean direction of its sentences."""
+        key = (modality, plane, claimed)
+        if key not in self._texts:
+            make = label_prompts if claimed else absent_prompts
+            sentences = [make(label, modality, plane) for label in self.words.labels]
+            embedded = self.encoders.texts([text for group in sentences for text in group])
+            mean = embedded.reshape(len(sentences), -1, embedded.shape[-1]).mean(axis=1)
+            self._texts[key] = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+        return self._texts[key]
+
+
+def probabilities(logits: Logits) -> NDArray[np.float32]:
+    """The logistic function, without overflow."""
+    p: NDArray[np.float32] = (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+    return p

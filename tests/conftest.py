@@ -1,0 +1,39 @@
+"""Fixtures for all tests; the environment is scrubbed of our own variables first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import SHARED, Orthanc
+
+for variable in [name for name in os.environ if name.startswith("DICOM_NODE_")]:
+    del os.environ[variable]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The project's own image collection lies beside the checkout only where we work."""
+    if not SHARED.is_dir():
+        for item in items:
+            if item.get_closest_marker("shared"):
+                item.add_marker(pytest.mark.skip(reason="the project's own image collection is not here"))
+
+
+@pytest.fixture(scope="session")
+def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with Orthanc(tmp_path_factory.mktemp("orthanc")).started() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def real_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of real DICOM series by name (`ct_abdomen`, `mr_head` ...)."""
+    import tarfile
+
+    folder = tmp_path_factory.mktemp("real")
+    with tarfile.open(SHARED / "dicom" / "series.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "dicom"

@@ -1,0 +1,277 @@
+"""One behaviour over SQLite and PostgreSQL: the truth is changed one conditional step at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from dicom_node.errors import Superseded
+from dicom_node.ledger import Ledger
+from dicom_node.study import Delivery, Instance, NotLabelled, State, WrittenReport
+
+POSTGRESQL = os.environ.get("TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    if request.param == "sqlite":
+        yield Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock)
+        return
+    server = create_engine(POSTGRESQL, isolation_level="AUTOCOMMIT")
+    name = f"test_{uuid4().hex[:12]}"
+    try:
+        with server.connect() as connection:
+            connection.execute(text(f"create database {name}"))
+    except OperationalError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"no PostgreSQL: {error}")
+        pytest.skip("no PostgreSQL")
+    made = Ledger(POSTGRESQL.rsplit("/", 1)[0] + f"/{name}", clock)
+    yield made
+    made.engine.dispose()
+    with server.connect() as connection:
+        connection.execute(text(f"drop database {name} with (force)"))
+    server.dispose()
+
+
+def an_instance(number: int = 1, study: str = "1.2", at: float = 1000.0, **changes: object) -> Instance:
+    values: dict[str, object] = {
+        "sop_instance_uid": f"{study}.{number}",
+        "digest": f"d{number}",
+        "study_uid": study,
+        "series_uid": f"{study}.0",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.2",
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        "modality": "CT",
+        "patient_key": "p",
+        "path": Path(f"/spool/{study}.{number}.dcm"),
+        "size": 10,
+        "received_at": at,
+        "peer": "ct1",
+        "calling_ae": "CT1",
+    }
+    return Instance(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def a_report(uid: str = "9.1", predecessor: str | None = None) -> WrittenReport:
+    return WrittenReport(uid, "1.2.840.10008.5.1.4.1.1.88.34", "1.2", "1.2.0", "c", Path("/r.dcm"), predecessor)
+
+
+def queued(ledger: Ledger, images: int = 2) -> None:
+    for number in range(1, images + 1):
+        ledger.add_instance(an_instance(number))
+    (row,) = ledger.receiving()
+    assert ledger.complete(row, "quiet")
+
+
+def state(ledger: Ledger) -> State:
+    row = ledger.study("1.2")
+    assert row is not None
+    return row.state
+
+
+def test_an_object_counts_once(ledger: Ledger) -> None:
+    assert ledger.add_instance(an_instance())
+    assert not ledger.add_instance(an_instance())
+    row = ledger.study("1.2")
+    assert row is not None
+    assert (row.instances, row.state) == (1, State.RECEIVING)
+
+
+def test_other_bytes_under_one_uid_are_kept_and_noted_and_reopen_nothing(ledger: Ledger) -> None:
+    queued(ledger)
+    assert ledger.add_instance(an_instance(1, digest="other", conflict=True))
+    assert state(ledger) == State.QUEUED
+    assert len(ledger.instances("1.2")) == 3
+    from dicom_node.schema import not_labelled
+
+    assert ledger.counts(not_labelled, not_labelled.c.reason) == [("another object with this UID came first", 1)]
+
+
+def test_an_image_between_look_and_completion_prevents_it(ledger: Ledger) -> None:
+    ledger.add_instance(an_instance(1))
+    (row,) = ledger.receiving()
+    ledger.add_instance(an_instance(2))
+    assert not ledger.complete(row, "quiet")
+    assert state(ledger) == State.RECEIVING
+
+
+def test_one_of_many_workers_gets_the_lease(ledger: Ledger) -> None:
+    queued(ledger)
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(ledger.claim("1.2", 30))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([lease for lease in found if lease is not None]) == 1
+
+
+def test_an_overtaken_worker_writes_nothing(ledger: Ledger, clock: Clock) -> None:
+    queued(ledger)
+    slow = ledger.claim("1.2", 30)
+    assert slow is not None
+    clock.now += 31
+    assert ledger.release_expired() == ["1.2"]
+    fast = ledger.claim("1.2", 30)
+    assert fast is not None
+    assert not ledger.renew(slow, 30)
+    with pytest.raises(Superseded):
+        ledger.settle(slow, [a_report("9.9")], [], ["pacs"], "ct1")
+    with pytest.raises(Superseded):
+        ledger.quarantine(slow, "late")
+    assert ledger.settle(fast, [a_report()], [], ["pacs"], "ct1") == State.REPORTED
+    assert [r.sop_instance_uid for r in ledger.reports("1.2")] == ["9.1"]
+
+
+def test_a_late_image_overtakes_a_running_worker(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.add_instance(an_instance(7))
+    with pytest.raises(Superseded):
+        ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    assert state(ledger) == State.RECEIVING
+
+
+def test_settling_twice_reports_once(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    with pytest.raises(Superseded):
+        ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    assert len(ledger.due_deliveries(30)) == 1
+
+
+def test_a_lease_that_is_renewed_does_not_expire(ledger: Ledger, clock: Clock) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    clock.now += 20
+    assert ledger.renew(lease, 30)
+    clock.now += 20
+    assert ledger.release_expired() == []
+
+
+def test_bells_ring_once_and_again_after_silence(ledger: Ledger, clock: Clock) -> None:
+    queued(ledger)
+    assert ledger.due_studies(30) == ["1.2"]
+    ledger.rung_study("1.2")
+    assert ledger.due_studies(30) == []
+    clock.now += 31
+    assert ledger.due_studies(30) == ["1.2"]
+
+
+def test_a_postponed_study_waits_and_then_is_due(ledger: Ledger, clock: Clock) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.postpone(lease, "no GPU", clock.now + 10)
+    assert ledger.due_studies(30) == []
+    assert ledger.claim("1.2", 30) is None
+    clock.now += 11
+    assert ledger.due_studies(30) == ["1.2"]
+    again = ledger.claim("1.2", 30)
+    assert again is not None
+    assert again.attempt == 2
+
+
+def test_the_study_is_sent_when_every_destination_has_every_report(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs", "vna"], "ct1")
+    for destination, expected in (("pacs", State.REPORTED), ("vna", State.SENT)):
+        due = ledger.claim_delivery("9.1", destination, 30)
+        assert due is not None
+        assert ledger.claim_delivery("9.1", destination, 30) is None
+        ledger.settle_delivery(due, Delivery.SENT, "0x0000")
+        assert state(ledger) == expected
+
+
+def test_a_failed_delivery_needs_a_person_and_can_be_retried(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    due = ledger.claim_delivery("9.1", "pacs", 30)
+    assert due is not None
+    ledger.settle_delivery(due, Delivery.FAILED, "0xC001 no")
+    row = ledger.study("1.2")
+    assert row is not None
+    assert (row.state, "0xC001 no" in row.reason) == (State.QUARANTINED, True)
+    assert ledger.retry_study("1.2")
+    assert ledger.due_deliveries(30) == [("9.1", "pacs")]
+    assert not ledger.retry_study("1.2")
+
+
+def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: Clock) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    lost = ledger.claim_delivery("9.1", "pacs", 30)
+    assert lost is not None
+    clock.now += 31
+    assert ledger.due_deliveries(30) == [("9.1", "pacs")]
+    second = ledger.claim_delivery("9.1", "pacs", 30)
+    assert second is not None
+    ledger.settle_delivery(second, Delivery.SENT, "0x0000")
+    ledger.settle_delivery(lost, Delivery.WAITING, "too late")
+    assert state(ledger) == State.SENT
+
+
+def test_a_successor_supersedes(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], [], "ct1")
+    ledger.add_instance(an_instance(8))
+    (row,) = ledger.receiving()
+    ledger.complete(row, "quiet")
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report("9.2", predecessor="9.1")], [], [], "ct1")
+    current = ledger.current_report("1.2.0")
+    assert current is not None
+    assert current.sop_instance_uid == "9.2"
+
+
+def test_nothing_labelled_says_why(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    notes = [NotLabelled(f"1.2.{n}", "1.2.0", "colour image") for n in (1, 2)]
+    assert ledger.settle(lease, [], notes, ["pacs"], "ct1") == State.UNLABELLED
+    row = ledger.study("1.2")
+    assert row is not None
+    assert row.reason == "colour image"
+
+
+def test_refusals_are_counted(ledger: Ledger) -> None:
+    for _ in range(3):
+        ledger.refuse("CT9", "ANATOMY", "10.0.0.1", "unknown")
+    from dicom_node.schema import refusal
+
+    assert ledger.counts(refusal, refusal.c.calling_ae, refusal.c["count"]) == [("CT9", 3, 1)]

@@ -1,0 +1,272 @@
+"""A study's work without a queue: spool and ledger in, reports and reasons out; deliveries to a real archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import Comprehensive3DSRStorage, EnhancedSRStorage
+
+from dicom_node.dataset import file_header, identify
+from dicom_node.demo.archive import Archive
+from dicom_node.ledger import Ledger
+from dicom_node.pipeline import Pipeline
+from dicom_node.receive import as_instance
+from dicom_node.schema import not_labelled
+from dicom_node.settings import Peer, Settings
+from dicom_node.spool import Spool
+from dicom_node.status import overview, story
+from dicom_node.study import Delivery, Sender, State
+from labeler.label import Labeler
+from tests.factories import a_series, changed
+from tests.support import free_port
+from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
+
+LABELER = Labeler.load(device="cpu")
+
+
+class Clock:
+    now = 5_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """One node without processes: the parts in one hand, time too."""
+
+    def __init__(self, home: Path, archive_port: int) -> None:
+        pacs = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=archive_port, may=frozenset({"reports"}))
+        self.settings = Settings(home=home, peers=(pacs,))
+        self.clock = Clock()
+        self.ledger = Ledger(self.settings.ledger_url, self.clock)
+        self.spool = Spool(home)
+        self.labeler: Any = LABELER
+        self.pipeline = Pipeline(self.settings, self.ledger, self.spool, lambda: self.labeler, self.clock)
+
+    def take(self, images: list[Dataset], cut: int | None = None) -> str:
+        """What the receiver does with pushed images; `cut` keeps only so many bytes of each data set."""
+        for image in images:
+            raw = bytes_of(image)[:cut]
+            identity = identify(raw, SYNTAX)
+            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, SYNTAX, "CT1")
+            stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, raw)
+            self.ledger.add_instance(
+                as_instance(identity, stored, SYNTAX, identity.sop_class_uid, Sender("CT1", "h", "ct1"))
+            )
+        return str(images[0].StudyInstanceUID)
+
+    def label(self, study_uid: str) -> State | None:
+        for row in self.ledger.receiving():
+            self.ledger.complete(row, "quiet")
+        return self.pipeline.label_study(study_uid)
+
+    def deliver(self, study_uid: str) -> list[Delivery | None]:
+        return [self.pipeline.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
+
+    def reasons(self) -> dict[str, int]:
+        return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    with Archive(tmp_path / "archive", "PACS") as made:
+        yield made
+
+
+@pytest.fixture
+def bench(tmp_path: Path, archive: Archive) -> Iterator[Bench]:
+    made = Bench(tmp_path / "home", archive.port)
+    yield made
+    made.ledger.engine.dispose()
+
+
+def told(tables: Any) -> str:
+    from io import StringIO
+
+    from rich.console import Console
+
+    console = Console(width=250, file=StringIO())
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
+    uid = bench.take(a_series("torso", 8, name="way"))
+    assert bench.label(uid) == State.REPORTED
+    assert bench.deliver(uid) == [Delivery.SENT]
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert row.state == State.SENT
+    (report,) = archive.reports()
+    assert report.StudyInstanceUID == uid
+    assert report == dcmread(bench.ledger.reports(uid)[0].path)
+
+
+def test_a_second_run_finds_nothing_to_do(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 3, name="second"))
+    assert bench.label(uid) == State.REPORTED
+    assert bench.pipeline.label_study(uid) is None
+    assert bench.deliver(uid) == [Delivery.SENT]
+    assert bench.deliver(uid) == [None]
+
+
+def test_a_rebuilt_ledger_gives_the_same_report(bench: Bench, tmp_path: Path) -> None:
+    images = a_series("torso", 4, name="rebuilt")
+    uid = bench.take(images)
+    bench.label(uid)
+    first = bench.ledger.reports(uid)[0]
+    before = first.path.read_bytes()
+    again = Bench(tmp_path / "home2", 1)
+    for instance in bench.ledger.instances(uid):
+        again.ledger.add_instance(instance)
+    again.label(uid)
+    second = again.ledger.reports(uid)[0]
+    assert second.sop_instance_uid == first.sop_instance_uid
+    assert second.path.read_bytes() == before
+    again.ledger.engine.dispose()
+
+
+def test_bad_images_cost_only_themselves_and_status_says_why(bench: Bench) -> None:
+    images = a_series("torso", 8, name="mixed")
+    images[1].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    images[2].PixelData = images[2].PixelData[:50]
+    del images[3].ImageOrientationPatient
+    del images[4].PixelData
+    uid = bench.take(images)
+    assert bench.label(uid) == State.REPORTED
+    assert sum(bench.reasons().values()) == 4
+    shown = told(overview(bench.ledger))
+    for reason in ("CT localizer", "no image orientation", "no pixel data", "cannot be decoded"):
+        assert reason in shown
+        assert reason in told(story(bench.ledger, uid))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: setattr(image, "Modality", "US"),
+        lambda image: delattr(image, "PixelData"),
+        lambda image: delattr(image, "ImageOrientationPatient"),
+    ],
+)
+def test_a_study_without_a_usable_image_is_unlabelled_with_its_reason(
+    bench: Bench, archive: Archive, change: Any
+) -> None:
+    uid = bench.take(changed(a_series("torso", 3, name="useless"), change))
+    assert bench.label(uid) == State.UNLABELLED
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert row.reason in told(overview(bench.ledger))
+    assert archive.reports() == []
+
+
+def test_an_object_cut_short_is_never_labelled(bench: Bench) -> None:
+    uid = bench.take(a_series("torso", 2, name="cut"), cut=4000)
+    assert bench.label(uid) == State.UNLABELLED
+
+
+def test_one_stray_slice_is_left_out(bench: Bench) -> None:
+    images = a_series("torso", 10, name="stray")
+    images[0].ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    uid = bench.take(images)
+    assert bench.label(uid) == State.REPORTED
+    assert bench.reasons() == {"orientation differs from the rest of the series": 1}
+
+
+def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
+    images = a_series("torso", 4, name="two")
+    images[3].PatientID = "SOMEBODY-ELSE"
+    uid = bench.take(images)
+    assert bench.label(uid) == State.QUARANTINED
+    assert "different patients" in told(overview(bench.ledger))
+    assert bench.ledger.reports(uid) == []
+
+
+def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:
+    class Broken:
+        spec = LABELER.spec
+
+        def label(self, _: object) -> object:
+            raise RuntimeError("CUDA out of memory for DOE^JOHN")
+
+    bench.pipeline._labeler = Broken()  # type: ignore[assignment]
+    uid = bench.take(a_series("leg", 2, name="broken"))
+    assert bench.label(uid) == State.QUEUED
+    for _ in range(5):
+        bench.clock.now += 600
+        bench.pipeline.label_study(uid)
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert (row.state, row.attempts) == (State.QUARANTINED, 3)
+    assert "RuntimeError" in row.reason
+    assert "DOE" not in row.reason
+    bench.pipeline._labeler = None
+    assert bench.ledger.retry_study(uid)
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+
+
+def test_a_study_that_kills_its_workers_is_laid_aside(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 2, name="poison"))
+    bench.ledger.complete(bench.ledger.receiving()[0], "quiet")
+    for _ in range(3):
+        assert bench.ledger.claim(uid, 30) is not None
+        bench.clock.now += 31
+        assert bench.ledger.release_expired() == [uid]
+    assert bench.pipeline.label_study(uid) == State.QUARANTINED
+
+
+def test_an_archive_that_is_away_is_waited_for(bench: Bench, tmp_path: Path) -> None:
+    port = free_port()
+    away = Bench(tmp_path / "away", port)
+    uid = away.take(a_series("leg", 2, name="away"))
+    away.label(uid)
+    assert away.deliver(uid) == [Delivery.WAITING]
+    assert away.deliver(uid) == [None]
+    assert "cannot be reached" in told(story(away.ledger, uid))
+    away.ledger.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [(0xB000, Delivery.SENT), (0xB007, Delivery.SENT), (0xA700, Delivery.WAITING), (0xC001, Delivery.FAILED)],
+)
+def test_what_the_archive_answers_decides(tmp_path: Path, status: int, outcome: Delivery) -> None:
+    entity = AE("PACS")
+    entity.add_supported_context(Comprehensive3DSRStorage)
+    handlers = [(evt.EVT_C_STORE, lambda _: status)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    try:
+        bench = Bench(tmp_path / "home", server.server_address[1])
+        uid = bench.take(a_series("leg", 2, name="status"))
+        bench.label(uid)
+        assert bench.deliver(uid) == [outcome]
+        row = bench.ledger.study(uid)
+        assert row is not None
+        if outcome == Delivery.FAILED:
+            assert row.state == State.QUARANTINED
+            assert "0xC001" in row.reason
+        bench.ledger.engine.dispose()
+    finally:
+        server.shutdown()
+
+
+def test_an_archive_that_takes_no_such_class_is_named(tmp_path: Path) -> None:
+    entity = AE("PACS")
+    entity.add_supported_context(EnhancedSRStorage)
+    server = entity.start_server(("127.0.0.1", 0), block=False)
+    try:
+        bench = Bench(tmp_path / "home", server.server_address[1])
+        uid = bench.take(a_series("leg", 2, name="class"))
+        bench.label(uid)
+        assert bench.deliver(uid) == [Delivery.FAILED]
+        assert "takes no objects of the SOP class" in told(story(bench.ledger, uid))
+        bench.ledger.engine.dispose()
+    finally:
+        server.shutdown()

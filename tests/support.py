@@ -1,0 +1,156 @@
+"""Real servers and processes for tests, waiting by retrying, and DICOM series in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2) -> T:
+    """The first truthy value of `check`; an assertion error of its last failure when time is up."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value = check()
+            assert value, f"still {value!r}"
+            return value
+        except (AssertionError, OSError, subprocess.SubprocessError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(every)
+
+
+def needs(*programs: str) -> None:
+    """A missing server skips at the desk and fails in CI."""
+    missing = [name for name in programs if shutil.which(name, path=_path()) is None]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"not installed: {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def _path() -> str:
+    """The system's programs before the environment's: pynetdicom installs an `echoscu` and `storescu` of its own."""
+    own = str(Path(sys.executable).parent)
+    system = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place != own]
+    return os.pathsep.join([*system, "/usr/sbin", own])
+
+
+def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a command-line tool and return what it printed."""
+    needs(name)
+    program = shutil.which(name, path=_path())
+    command = [str(program), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, errors="replace")
+
+
+@contextmanager
+def running(
+    command: list[str], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process that ends with the block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **(environment or {})})
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Orthanc:
+    """Debian's Orthanc as the hospital's PACS, asked by REST."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.ae_title = folder, "ORTHANC"
+        self.dicom_port, self.http_port = free_port(), free_port()
+
+    @contextmanager
+    def started(self) -> Iterator[Orthanc]:
+        needs("Orthanc")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "orthanc.json"
+        config.write_text(
+            json.dumps(
+                {
+                    "Name": "test PACS",
+                    "StorageDirectory": str(self.folder / "storage"),
+                    "IndexDirectory": str(self.folder / "storage"),
+                    "DicomAet": self.ae_title,
+                    "DicomPort": self.dicom_port,
+                    "HttpPort": self.http_port,
+                    "RemoteAccessAllowed": False,
+                    "AuthenticationEnabled": False,
+                    "DicomAlwaysAllowStore": True,
+                    "Plugins": [],
+                }
+            )
+        )
+        program = shutil.which("Orthanc", path=_path())
+        with running([str(program), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
+            eventually(lambda: self.get("/system"), 30)
+            yield self
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def find(self, level: str, **query: str) -> list[dict[str, Any]]:
+        """Resources with all their main tags, as `/tools/find` tells."""
+        body = json.dumps({"Level": level, "Expand": True, "Query": query}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/tools/find", data=body)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)
+            return found
+
+    def reports(self, study_uid: str) -> list[dict[str, Any]]:
+        """SR instances of a study: their simplified tags."""
+        series = self.find("Series", StudyInstanceUID=study_uid, Modality="SR")
+        return [self.get(f"/instances/{uid}/simplified-tags") for one in series for uid in one["Instances"]]
+
+    def file(self, sop_instance_uid: str, target: Path) -> Path:
+        """The stored bytes of an instance."""
+        found = self.find("Instance", SOPInstanceUID=sop_instance_uid)
+        url = f"http://127.0.0.1:{self.http_port}/instances/{found[0]['ID']}/file"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            target.write_bytes(answer.read())
+        return target
+
+
+def errors_of_dciodvfy(path: Path) -> list[str]:
+    """Lines in which dciodvfy finds an error."""
+    shown = tool("dciodvfy", "-new", path, check=False)
+    return [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error")]
+
+
+def errors_of_dsrdump(path: Path) -> list[str]:
+    """Lines in which DCMTK's dsrdump finds an error."""
+    shown = tool("dsrdump", path, check=False)
+    lines = [line for line in shown.stderr.splitlines() if line.startswith(("E:", "F:"))]
+    return lines if lines or shown.returncode == 0 else [f"exit code {shown.returncode}"]

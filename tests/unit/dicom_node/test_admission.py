@@ -1,0 +1,56 @@
+"""Nobody unknown gets in, and the refusal says what would admit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.admission import admit
+from dicom_node.settings import Peer, Settings
+
+SETTINGS = Settings(
+    peers=(
+        Peer(name="ct1", ae_title="CT1", host="10.1.0.0/16"),
+        Peer(name="mr1", ae_title="MR1", host="10.2.0.7"),
+        Peer(name="roaming", ae_title="ROAM", host="any"),
+        Peer(name="home", ae_title="HOME", host="localhost"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("calling", "host", "peer"),
+    [
+        ("CT1", "10.1.200.3", "ct1"),
+        ("CT1 ", "10.1.0.1", "ct1"),
+        ("MR1", "10.2.0.7", "mr1"),
+        ("ROAM", "203.0.113.9", "roaming"),
+        ("HOME", "127.0.0.1", "home"),
+    ],
+)
+def test_known_peers_come_in(calling, host, peer):
+    admission = admit(calling, "ANATOMY", host, SETTINGS)
+    assert admission.peer is not None
+    assert admission.peer.name == peer
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "host", "codes", "remedy"),
+    [
+        ("CT1", "WRONG", "10.1.0.1", (1, 1, 7), "set the called AE title at 'CT1' to 'ANATOMY'"),
+        ("CT1", "anatomy", "10.1.0.1", (1, 1, 7), "ae_title"),
+        ("CT1", "ANATOMY", "10.9.0.1", (1, 1, 3), 'host = "10.9.0.1"'),
+        ("US1", "ANATOMY", "10.1.0.1", (1, 1, 3), 'ae_title = "US1", host = "10.1.0.1", may = ["push"]'),
+    ],
+)
+def test_everybody_else_is_told_why_and_what_would_admit(calling, called, host, codes, remedy):
+    admission = admit(calling, called, host, SETTINGS)
+    assert admission.peer is None
+    assert admission.codes == codes
+    assert remedy in admission.remedy
+
+
+@given(st.text(max_size=16), st.ip_addresses().map(str))
+def test_no_title_and_address_outside_the_settings_is_let_in(calling, host):
+    admission = admit(calling, "ANATOMY", host, SETTINGS)
+    known = calling.strip() in {"CT1", "MR1", "ROAM", "HOME"}
+    assert admission.peer is None or known

@@ -1,0 +1,79 @@
+"""Headers as PACS has them become headers that a report can stand on; claims are compared with pixels."""
+
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom_node.header import Agreement, character_set, compare, safe_header
+from labeler.vocabulary import vocabulary
+from tests.factories import a_series
+
+
+@pytest.mark.parametrize(
+    ("claimed", "stations", "agreement"),
+    [
+        ("CHEST", ("chest",), Agreement.AGREE),
+        ("CHEST", ("chest", "abdomen"), Agreement.AGREE),
+        ("chest ", ("chest",), Agreement.AGREE),
+        ("BRAIN", ("head",), Agreement.AGREE),
+        ("CHESTABDPELVIS", ("chest", "abdomen", "pelvis"), Agreement.AGREE),
+        ("ABDOMENPELVIS", ("abdomen",), Agreement.AGREE),
+        ("LSPINE", ("abdomen", "pelvis"), Agreement.AGREE),
+        ("EXTREMITY", ("lower_leg", "foot"), Agreement.AGREE),
+        ("HEAD", ("chest", "abdomen"), Agreement.DIFFER),
+        ("KNEE", ("hand",), Agreement.DIFFER),
+        ("", ("knee",), Agreement.ABSENT),
+        ("KNEE", (), Agreement.UNSURE),
+    ],
+)
+def test_the_header_s_claim_against_the_pixels(claimed, stations, agreement):
+    header = Dataset()
+    header.BodyPartExamined = claimed
+    assert compare(header, stations, vocabulary()).agreement == agreement
+
+
+def test_what_the_pixels_imply_is_one_term_where_the_standard_has_one():
+    header = Dataset()
+    assert compare(header, ("abdomen", "pelvis"), vocabulary()).implied == "ABDOMENPELVIS"
+    assert compare(header, ("head", "foot"), vocabulary()).implied == "HEAD\\FOOT"
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("ISO_IR 100", "ISO_IR 100"),
+        ("ISO_IR 192", "ISO_IR 192"),
+        (["", "ISO 2022 IR 87"], "ISO_IR 192"),
+        (["ISO 2022 IR 6", "ISO 2022 IR 100"], "ISO_IR 192"),
+        ("iso8859-1", "ISO_IR 192"),
+        (None, "ISO_IR 192"),
+    ],
+)
+def test_a_single_known_character_set_stays_and_all_else_becomes_utf_8(value, wanted):
+    header = Dataset()
+    if value is not None:
+        header.SpecificCharacterSet = value
+    assert character_set(header) == wanted
+
+
+@pytest.mark.parametrize(
+    ("keyword", "bad", "kept"),
+    [
+        ("PatientSex", "U", ""),
+        ("PatientSex", "m", "M"),
+        ("PatientBirthDate", "1960-02-29", ""),
+        ("StudyTime", "10:15:00", ""),
+        ("StudyDate", "20260231", ""),
+        ("StudyDate", "20260228", "20260228"),
+    ],
+)
+def test_values_that_break_their_vr_become_empty(keyword, bad, kept):
+    image = a_series("leg", 1)[0]
+    from pydicom import config
+
+    with config.disable_value_validation():
+        setattr(image, keyword, bad)
+        assert str(safe_header(image)[keyword].value) == kept
+
+
+def test_pixels_do_not_travel():
+    assert "PixelData" not in safe_header(a_series("leg", 1)[0])

@@ -1,0 +1,144 @@
+"""Reports: the same input gives the same bytes, and reading one gives the labels back."""
+
+from datetime import datetime
+
+import pytest
+from pydicom.dataset import Dataset
+
+from dicom_node.report import Context, Predecessor, build, encode, slab_ranges
+from tests.factories import a_series, an_answer
+
+FINISHED = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def shown(position: int) -> tuple[str, ...]:
+    return ("chest", "lung", "heart") if position < 4 else ("abdomen", "liver") if position < 9 else ()
+
+
+def a_report(images: list[Dataset] | None = None, **context: object) -> Dataset:
+    images = images or a_series("torso", 10, name="report")
+    header = images[0]
+    return build(an_answer(images, shown), Context(header, "content", FINISHED, **context))  # type: ignore[arg-type]
+
+
+def labels_of(report: Dataset) -> dict[str, set[str]]:
+    """SOP Instance UID -> meanings of Finding Sites, from the slab groups alone."""
+    measurements = next(i for i in report.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "126010")
+    found: dict[str, set[str]] = {}
+    for group in measurements.ContentSequence:
+        items = list(group.get("ContentSequence", []))
+        if group.ValueType != "CONTAINER" or any(item.ValueType == "NUM" for item in items):
+            continue
+        sites = {
+            i.ConceptCodeSequence[0].CodeMeaning for i in items if i.ConceptNameCodeSequence[0].CodeValue == "363698007"
+        }
+        for item in items:
+            if item.ValueType == "IMAGE":
+                found.setdefault(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID, set()).update(sites)
+    return found
+
+
+def test_the_same_input_gives_the_same_bytes():
+    assert encode(a_report()) == encode(a_report())
+
+
+def test_labels_come_back_image_by_image():
+    images = a_series("torso", 10, name="report")
+    found = labels_of(a_report(images))
+    expected = {
+        image.SOPInstanceUID: {"Chest", "Lung", "Heart"} if i < 4 else {"Abdomen", "Liver"}
+        for i, image in enumerate(images[:9])
+    }
+    assert found == expected
+
+
+def test_evidence_lists_every_image_even_those_that_show_nothing():
+    evidence = a_report().CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    assert len(evidence.ReferencedSOPSequence) == 10
+
+
+def test_flags_say_that_no_person_has_looked():
+    report = a_report()
+    assert (report.CompletionFlag, report.VerificationFlag, report.PreliminaryFlag) == (
+        "COMPLETE",
+        "UNVERIFIED",
+        "PRELIMINARY",
+    )
+    assert report.ContentQualification == "RESEARCH"
+
+
+def test_the_report_stands_in_the_study_and_patient_of_its_images():
+    images = a_series("torso", 10, name="report")
+    report = a_report(images)
+    for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber", "StudyDate"):
+        assert report[keyword].value == images[0][keyword].value
+    assert report.SeriesInstanceUID != images[0].SeriesInstanceUID
+    assert report.Modality == "SR"
+
+
+def test_tracking_uids_are_unique_in_a_report():
+    uids = [item.UID for item in a_report().iterall() if False] or [
+        item.value for item in a_report().iterall() if item.keyword == "UID"
+    ]
+    tracking = [uid for uid in uids if uids.count(uid) == 1]
+    assert len(tracking) >= 5 + 2
+
+
+def test_a_successor_names_its_predecessor():
+    report = a_report(predecessor=Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3"), revision=2)
+    previous = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
+    assert previous.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3"
+    assert previous.SeriesInstanceUID == report.SeriesInstanceUID
+    assert report.InstanceNumber == 2
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "AccessionNumber",
+        "StudyID",
+        "StudyDate",
+        "StudyTime",
+    ],
+)
+def test_missing_type_2_attributes_do_not_cost_the_report(keyword: str):
+    images = a_series("torso", 10, name="missing")
+    delattr(images[0], keyword)
+    assert keyword in a_report(images)
+
+
+def test_issuer_and_time_zone_come_through():
+    images = a_series("torso", 10, name="issuer")
+    images[0].IssuerOfPatientID, images[0].TimezoneOffsetFromUTC = "HOSPITAL", "+0100"
+    report = a_report(images)
+    assert (report.IssuerOfPatientID, report.TimezoneOffsetFromUTC) == ("HOSPITAL", "+0100")
+
+
+def test_the_header_s_disagreement_is_said():
+    images = a_series("torso", 10, name="wrong", body_part="FOOT")
+    text = "".join(str(item.value) for item in a_report(images).iterall() if item.keyword == "TextValue")
+    assert "Header Body Part Examined: FOOT; pixels: CHESTABDOMEN -> DIFFER" in text
+
+
+def test_slabs_cover_all_slices_once():
+    answer = an_answer(a_series("torso", 10, name="report"), shown)
+    ranges = list(slab_ranges(answer.slices))
+    assert ranges == [(0, 3), (4, 8), (9, 9)]
+
+
+def test_a_series_in_which_nothing_is_sure_still_has_a_report():
+    images = a_series("torso", 3, name="nothing")
+    report = build(an_answer(images, lambda _: ()), Context(images[0], "content", FINISHED))
+    text = "".join(str(item.value) for item in report.iterall() if item.keyword == "TextValue")
+    assert "Body stations: none found" in text
+
+
+def test_no_slices_no_report():
+    images = a_series("torso", 1, name="none")
+    answer = an_answer(images, shown)
+    with pytest.raises(ValueError, match="at least one labelled image"):
+        build(type(answer)(**{**answer.__dict__, "slices": ()}), Context(images[0], "content", FINISHED))

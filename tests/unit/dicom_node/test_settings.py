@@ -1,0 +1,98 @@
+"""A wrong setting says which line, why, and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.settings import Settings, line_of, load_settings
+
+GOOD = """ae_title = "ANATOMY"
+port = 11112
+quiet_seconds = 30
+
+[[peers]]
+name = "ct1"
+ae_title = "CT1"
+host = "10.1.0.0/16"
+may = ["push"]
+quiet_seconds = 5
+
+[[peers]]
+name = "pacs"
+ae_title = "PACS"
+host = "pacs.example.org"
+port = 104
+may = ["reports"]
+"""
+
+
+def load(text: str, folder: Path) -> Settings:
+    path = folder / "node.toml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def test_a_good_file_reads_as_written(tmp_path: Path):
+    settings = load(GOOD, tmp_path)
+    assert settings.quiet_of("ct1") == 5
+    assert settings.quiet_of("pacs") == settings.quiet_of("stranger") == 30
+    assert [peer.name for peer in settings.receivers_of_reports] == ["pacs"]
+    assert settings.ledger_url.startswith("sqlite:///")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "told"),
+    [
+        (("port = 11112", "port = 70000"), 2, "less than or equal to 65535"),
+        (("port = 11112", 'port = "x"'), 2, "got 'x'"),
+        (('ae_title = "CT1"', 'ae_title = "A TITLE THAT IS TOO LONG"'), 7, "1 to 16 characters"),
+        (('host = "10.1.0.0/16"', 'host = "10.1.0.0/99"'), 8, "a host is an address"),
+        (('may = ["push"]', 'may = ["pull"]'), 9, "'push' or 'reports'"),
+        (("quiet_seconds = 5", "quiet_seconds = -5"), 10, "greater than 0"),
+        (("quiet_seconds = 5", "quit_seconds = 5"), 10, "no such setting; known: name, ae_title"),
+        (("port = 104\n", ""), 12, "needs one host and a port"),
+        (('name = "pacs"', 'name = "ct1"'), 5, "two peers are called 'ct1'"),
+        (("quiet_seconds = 30", 'destinations = ["ct1"]'), 3, "is no peer with may"),
+        (("quiet_seconds = 30", "quiet = 30"), 3, "no such setting; known: ae_title"),
+    ],
+)
+def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line, told):
+    assert wrong[0] in GOOD
+    with pytest.raises(ConfigurationError) as error:
+        load(GOOD.replace(wrong[0], wrong[1], 1), tmp_path)
+    assert f"node.toml:{line}:" in str(error.value)
+    assert told in str(error.value)
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path: Path):
+    with pytest.raises(ConfigurationError) as error:
+        load(GOOD.replace("11112", "0x").replace("= 30", "= 0"), tmp_path)
+    assert "not TOML" in str(error.value)
+    with pytest.raises(ConfigurationError) as error:
+        load(GOOD.replace("11112", "-1").replace("= 30", "= 0"), tmp_path)
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_the_environment_overrules_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DICOM_NODE_PORT", "4711")
+    assert load(GOOD, tmp_path).port == 4711
+    monkeypatch.setenv("DICOM_NODE_PORT", "many")
+    with pytest.raises(ConfigurationError, match="environment variable DICOM_NODE_PORT"):
+        load(GOOD, tmp_path)
+
+
+def test_a_missing_file_is_said(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load_settings(tmp_path / "absent.toml")
+
+
+def test_an_unknown_peer_lists_the_known(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="known peers: ct1, pacs"):
+        load(GOOD, tmp_path).peer("mr1")
+
+
+def test_line_of_finds_nested_settings():
+    assert line_of(GOOD, ("peers", 1, "port")) == 16
+    assert line_of(GOOD, ("peers", 0)) == 5
+    assert line_of(GOOD, ()) == 1

@@ -1,0 +1,104 @@
+"""Durable files: whole or not at all, once, and nowhere else."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dicom_node.dataset import file_header, read_spooled
+from dicom_node.errors import NotUnderstood, OutOfResources
+from dicom_node.spool import Spool
+from tests.factories import a_series
+
+SYNTAX = "1.2.840.10008.1.2.1"
+
+
+def bytes_of(image) -> bytes:
+    from io import BytesIO
+
+    from pydicom import dcmwrite
+
+    buffer = BytesIO()
+    dcmwrite(buffer, image, enforce_file_format=True)
+    raw = buffer.getvalue()
+    return raw[144 + int.from_bytes(raw[140:144], "little") :]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path)
+
+
+def stored(spool: Spool, body: bytes = b"pixels", uid: str = "1.2.3"):
+    return spool.store("1.2", uid, file_header("1.2.840.10008.5.1.4.1.1.2", uid, SYNTAX, "CT1"), body)
+
+
+def test_bytes_are_kept_as_received(spool: Spool):
+    found = stored(spool, b"exactly these")
+    assert found.path.read_bytes().endswith(b"exactly these")
+    assert found.path == spool.images / "1.2" / "1.2.3.dcm"
+    assert found.digest == Spool.digest_of(found.path)
+
+
+def test_the_same_bytes_are_written_once_and_other_bytes_are_kept_beside(spool: Spool):
+    first, again, other = stored(spool), stored(spool), stored(spool, b"other pixels")
+    assert again == first
+    assert (other.conflict, first.conflict) == (True, False)
+    assert other.path != first.path
+    assert stored(spool, b"other pixels") == other
+    assert sorted(spool.files()) == sorted([first.path, other.path])
+
+
+def test_files_and_folders_are_for_their_owner_only(spool: Spool):
+    found = stored(spool)
+    assert found.path.stat().st_mode & 0o777 == 0o600
+    assert found.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("uid", ["../../x", "1/2", "", "1..2", "a", "1" * 65, "1.2\x00"])
+def test_nothing_but_uids_becomes_a_path(spool: Spool, uid: str):
+    with pytest.raises(ValueError, match="only UIDs"):
+        spool.store("1.2", uid, b"", b"")
+    with pytest.raises(ValueError, match="only UIDs"):
+        spool.store(uid, "1.2", b"", b"")
+
+
+def test_below_the_reserve_nothing_is_taken_and_nothing_left(tmp_path: Path):
+    spool = Spool(tmp_path, reserve_bytes=1 << 60)
+    with pytest.raises(OutOfResources, match="reserve_mib"):
+        stored(spool)
+    assert list(spool.files()) == []
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_a_failing_disk_leaves_no_half_file(spool: Spool, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OutOfResources, match="No space left"):
+        stored(spool)
+    assert list(spool.files()) == []
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_half_written_files_are_cleared_at_start(spool: Spool):
+    (spool.incoming / "x.part").write_bytes(b"half")
+    assert spool.clear_incoming() == 1
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_a_spooled_file_tells_its_own_identity(spool: Spool):
+    image = a_series("leg", 1)[0]
+    found = spool.store(
+        image.StudyInstanceUID,
+        image.SOPInstanceUID,
+        file_header(image.SOPClassUID, image.SOPInstanceUID, SYNTAX, "CT1"),
+        bytes_of(image),
+    )
+    identity, syntax, calling = read_spooled(found.path)
+    assert (identity.sop_instance_uid, identity.series_uid) == (image.SOPInstanceUID, image.SeriesInstanceUID)
+    assert (syntax, calling) == (SYNTAX, "CT1")
+    found.path.write_bytes(b"junk")
+    with pytest.raises(NotUnderstood):
+        read_spooled(found.path)

@@ -1,0 +1,137 @@
+"""A bundle whose parts disagree refuses to load, and any Hugging Face CLIP loads zero-shot."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from labeler.bundle import MANIFEST, default_bundle, file_sha256
+from labeler.errors import BundleMismatch, BundleMissing, InputError
+from labeler.label import Labeler
+from labeler.slices import Series, Source, make_plane, make_series
+from training.start import own_processor, own_tokenizer
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(default_bundle(), tmp_path / "bundle"))
+
+
+def a_stack(images: int = 3) -> Series:
+    random = np.random.default_rng(0)
+    pixels = [random.normal(0, 300, (64, 64)).astype(np.float32) for _ in range(images)]
+    return make_series(
+        "CT", [make_plane(p, (1, 0, 0), (0, 1, 0), (0, 0, 5 * k), Source(k), 160) for k, p in enumerate(pixels)]
+    )
+
+
+def test_the_shipped_bundle_loads_and_answers():
+    labeler = Labeler.load()
+    answer = labeler.label(a_stack())
+    assert labeler.info.calibrated
+    assert len(answer.slices) == 3
+    assert set(answer.to_json()) >= {"modality", "plane", "slices", "stations", "organs", "bundle"}
+
+
+def test_the_same_series_gets_the_same_answer():
+    labeler = Labeler.load()
+    assert labeler.label(a_stack()) == labeler.label(a_stack())
+
+
+def test_the_shipped_bundle_fits_into_the_package():
+    assert sum(path.stat().st_size for path in default_bundle().iterdir()) <= 30 << 20
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json"])
+def test_a_changed_file_is_refused(bundle: Path, name: str):
+    raw = bytearray((bundle / name).read_bytes())
+    raw[-2] ^= 1
+    (bundle / name).write_bytes(raw)
+    with pytest.raises(BundleMismatch, match=re.escape(name)):
+        Labeler.load(bundle)
+
+
+def test_a_lost_file_is_named(bundle: Path):
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(BundleMismatch, match=r"tokenizer\.json"):
+        Labeler.load(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"vocabulary_sha256": "0" * 64}, "other vocabulary"),
+        ({"prompts_sha256": "0" * 64}, "other prompts"),
+        ({"scale": [1.0]}, "one number per label"),
+        ({"format": 99}, "format"),
+        ({"surprise": 1}, "surprise"),
+        ({"files": {"../../etc/passwd": "0"}}, "outside the bundle"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, change: dict, complaint: str):
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(BundleMismatch, match=complaint):
+        Labeler.load(bundle)
+
+
+def test_nothing_there_is_said_plainly(tmp_path: Path):
+    with pytest.raises(BundleMissing, match="no CLIP checkpoint"):
+        Labeler.load(tmp_path / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def plain_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as a hub would serve it: transformers' own CLIPModel, patches and all, tokenizer, processor."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = own_tokenizer(40)
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(
+        text_config={**text, **words, "pad_token_id": 1},
+        vision_config={**text, "image_size": 64, "patch_size": 32},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    own_processor(64).save_pretrained(folder)
+    return folder
+
+
+def test_any_hugging_face_clip_labels_zero_shot(plain_clip: Path):
+    labeler = Labeler.load(plain_clip)
+    answer = labeler.label(a_stack())
+    assert not answer.bundle.calibrated
+    assert answer.bundle.weights_sha256 == file_sha256(plain_clip / "model.safetensors")
+    assert all(0 <= p <= 1 for item in answer.slices for p in item.probabilities)
+
+
+def test_our_loader_computes_what_transformers_computes(plain_clip: Path):
+    """The weights land where transformers puts them: same picture, same embedding."""
+    encoders = Labeler.load(plain_clip).scorer.encoders
+    pictures = np.random.default_rng(1).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    theirs = CLIPModel.from_pretrained(plain_clip).eval()
+    with torch.inference_mode():
+        features = theirs.get_image_features(encoders.pixels(pictures)).pooler_output
+    expected = torch.nn.functional.normalize(features, dim=-1).numpy()
+    assert np.allclose(encoders.images(pictures), expected, atol=1e-6)
+
+
+def test_inputs_that_are_not_there_are_explained(tmp_path: Path):
+    labeler = Labeler.load()
+    with pytest.raises(InputError, match="no such file"):
+        labeler.read(tmp_path / "absent")
+    (tmp_path / "x.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match="--modality"):
+        labeler.read(tmp_path / "x.nii.gz")
+    with pytest.raises(InputError, match="not a readable NIfTI"):
+        labeler.read(tmp_path / "x.nii.gz", "CT")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="empty"):
+        labeler.read(tmp_path / "folder")

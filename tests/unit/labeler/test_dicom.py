@@ -1,0 +1,123 @@
+"""Bad input: never a crash, never an invented label, always a reason."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+
+from labeler.dicom import read_dicom
+from labeler.slices import Skip
+from tests.factories import a_series, changed, saved
+
+
+def read(images: list[Dataset], folder: Path):
+    (series,) = read_dicom(saved(images, folder).iterdir(), 160)
+    return series
+
+
+def delete(keyword: str):
+    return lambda image: delattr(image, keyword)
+
+
+def set_to(keyword: str, value: object):
+    return lambda image: setattr(image, keyword, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (set_to("Modality", "US"), Skip.MODALITY),
+        (delete("Modality"), Skip.MODALITY),
+        (delete("PixelData"), Skip.NO_PIXELS),
+        (delete("ImageOrientationPatient"), Skip.NO_GEOMETRY),
+        (set_to("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), Skip.NO_GEOMETRY),
+        (set_to("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), Skip.LOCALIZER),
+        (set_to("ImageType", ["DERIVED", "SECONDARY", "MIP"]), Skip.DERIVED),
+        (set_to("PixelData", b"\0\0" * 96 * 96), Skip.EMPTY),
+        (set_to("PixelData", b"\1\0" * 100), Skip.UNDECODABLE),
+        (set_to("SamplesPerPixel", 3), Skip.COLOUR),
+        (set_to("Rows", 8), Skip.TOO_SMALL),
+        (delete("Rows"), Skip.TOO_SMALL),
+    ],
+)
+def test_every_unusable_image_has_its_reason(tmp_path: Path, change, reason):
+    series = read(changed(a_series("torso", 3, name="bad"), change), tmp_path)
+    assert series.stacks == ()
+    assert [item.reason for item in series.skipped] == [reason] * 3
+    assert all(item.source.sop_instance_uid for item in series.skipped)
+
+
+def test_one_bad_image_does_not_cost_the_others(tmp_path: Path):
+    images = a_series("torso", 5, name="one bad")
+    del images[2].PixelData
+    series = read(images, tmp_path)
+    assert len(series.planes) == 4
+    assert len(series.skipped) == 1
+
+
+def test_files_that_are_no_dicom_stand_apart(tmp_path: Path):
+    folder = saved(a_series("leg", 2, name="junk"), tmp_path)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "empty.dcm").write_bytes(b"")
+    read_series = read_dicom(folder.iterdir(), 160)
+    reasons = [item.reason for series in read_series for item in series.skipped]
+    assert reasons == [Skip.NOT_DICOM] * 2
+    assert sum(len(series.planes) for series in read_series) == 2
+
+
+def test_a_missing_position_falls_back_to_the_instance_number(tmp_path: Path):
+    images = changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient"))
+    series = read(images, tmp_path)
+    assert [plane.source.number for plane in series.planes] == [1, 2, 3, 4]
+
+
+def test_hounsfield_units_come_out_of_the_rescale(tmp_path: Path):
+    series = read(a_series("torso", 2, name="hu"), tmp_path)
+    assert -1100 < series.planes[0].pixels.min() < -900
+    assert 300 < series.planes[0].pixels.max() < 700
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "693_J2KI.dcm",
+        "CT_small.dcm",
+        "J2K_pixelrep_mismatch.dcm",
+        "JPEG2000.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "image_dfl.dcm",
+        "emri_small.dcm",
+    ],
+)
+def test_the_transfer_syntaxes_that_pydicom_carries_are_read(tmp_path: Path, name: str):
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip("not in this pydicom")
+    image = dcmread(str(path))
+    image.Modality = image.Modality if image.Modality in ("CT", "MR") else "CT"
+    image.ImageOrientationPatient = image.get("ImageOrientationPatient") or [1, 0, 0, 0, 1, 0]
+    series = read([image], tmp_path)
+    assert [item.detail for item in series.skipped] == []
+    assert np.isfinite(series.planes[0].pixels).all()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_flipped_bytes_never_crash_the_reader(tmp_path: Path, data: st.DataObject):
+    image = a_series("leg", 1, name="fuzz")[0]
+    path = saved([image], tmp_path) / "0001.dcm"
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 20))):
+        raw[data.draw(st.integers(132, min(len(raw), 1500) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw[: data.draw(st.integers(200, len(raw)))])
+    for series in read_dicom([path], 160):
+        assert len(series.planes) + len(series.skipped) >= 1

@@ -1,0 +1,68 @@
+"""One prepare(): golden, bounded, and the same from the canvas as from the planes."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from labeler.preprocess import PreprocessSpec, canvas, picture_of_canvas, prepare, window
+from tests.factories import a_series
+
+SPEC = PreprocessSpec()
+
+
+def hounsfield(kind: str) -> list[np.ndarray]:
+    return [image.pixel_array.astype(np.float32) - 1024 for image in a_series(kind, 4)]
+
+
+def test_golden_pictures():
+    """Whoever changes what the encoder sees changes this hash, the spec and the bundle together."""
+    made = prepare(hounsfield("torso"), "CT", SPEC)
+    assert made.shape == (4, 128, 128, 3)
+    assert made.dtype == np.uint8
+    coarse = np.round(made.reshape(4, 16, 8, 16, 8, 3).mean(axis=(2, 4)) / 4).astype(np.uint8)
+    assert hashlib.sha256(coarse.tobytes()).hexdigest()[:16] == GOLDEN
+
+
+GOLDEN = "7fdc317d46bbca9f"
+
+
+def test_training_and_serving_share_every_step():
+    planes = hounsfield("leg")
+    assert np.array_equal(picture_of_canvas(canvas(planes, "CT", SPEC), "CT", SPEC), prepare(planes, "CT", SPEC))
+
+
+def test_the_body_fills_the_picture_and_the_table_does_not_count():
+    plane = np.full((512, 512), -1000, np.float32)
+    plane[200:260, 200:260] = 40
+    plane[300:302, 50:450] = 40
+    shown = prepare([plane], "CT", SPEC)[0, :, :, 0]
+    assert (shown > 100).mean() > 0.6
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (3, 40, 50), elements=st.floats(-5000, 5000, width=32)), st.sampled_from(["CT", "MR"]))
+def test_whatever_the_values_pictures_are_pictures(values, modality):
+    made = prepare(list(values), modality, SPEC)
+    assert made.shape == (3, 128, 128, 3)
+
+
+def test_mr_does_not_depend_on_the_scanner_s_scale():
+    planes = [np.random.default_rng(i).random((64, 64)).astype(np.float32) for i in range(3)]
+    scaled = [plane * 3000 + 17 for plane in planes]
+    assert np.abs(prepare(planes, "MR", SPEC).astype(int) - prepare(scaled, "MR", SPEC)).max() <= 1
+
+
+def test_a_window_shows_its_range():
+    shown = window(np.array([[-160.0, 40.0, 240.0]], np.float32), "CT", SPEC)[..., 0]
+    assert shown.tolist() == [[0, 128, 255]]
+
+
+def test_the_spec_survives_json_and_its_hash_tells_a_change():
+    assert PreprocessSpec.from_json(SPEC.to_json()) == SPEC
+    assert PreprocessSpec(size=96).sha256 != SPEC.sha256
+    with pytest.raises(TypeError):
+        PreprocessSpec.from_json({"sise": 1})

@@ -1,0 +1,181 @@
+"""Losses, augmentation, calibration, and a run from start to bundle at tiny scale."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labeler.label import Labeler
+from labeler.preprocess import PreprocessSpec, picture_of_canvas
+from labeler.score import Calibration, probabilities
+from labeler.vocabulary import vocabulary
+from training.augment import AugmentConfig, pictures
+from training.calibrate import calibrate, expected_calibration_error
+from training.config import Config, parse_config, read_config
+from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack
+from training.export import export
+from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
+from training.train import Trainer, fit, learning_rate
+
+WORDS = vocabulary()
+
+
+def unit(*rows: list[float]) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.tensor(rows), dim=1)
+
+
+def test_plain_contrastive_is_least_for_the_right_pairs():
+    a, b = unit([1.0, 0.0], [0.0, 1.0]), torch.tensor(10.0)
+    assert plain_contrastive(a, a, b) < plain_contrastive(a, a.flip(0), b)
+
+
+def test_balanced_contrastive_does_not_push_matching_images_apart():
+    images, text = unit([1.0, 0.0], [1.0, 0.0]), unit([1.0, 0.0], [1.0, 0.0])
+    scale = torch.tensor(10.0)
+    all_match = torch.full((2, 2), PRESENT)
+    assert balanced_contrastive(images, text, all_match, scale) == pytest.approx(np.log(2), abs=1e-5)
+    assert plain_contrastive(images, text, scale) == pytest.approx(np.log(2), abs=1e-5)
+    one = torch.tensor([[PRESENT, ABSENT], [ABSENT, PRESENT]])
+    separated = unit([1.0, 0.0], [0.0, 1.0])
+    assert balanced_contrastive(separated, separated, one, scale) < balanced_contrastive(images, text, one, scale)
+
+
+def test_unknown_pairs_take_no_part():
+    images, text = unit([1.0, 0.0], [0.0, 1.0]), unit([1.0, 0.0], [0.9, 0.1])
+    match = torch.tensor([[PRESENT, UNKNOWN], [UNKNOWN, PRESENT]])
+    assert balanced_contrastive(images, text, match, torch.tensor(10.0)) == pytest.approx(0.0, abs=1e-6)
+    loss = LabelSigmoid(torch.ones(2))
+    hidden = torch.full((2, 2), UNKNOWN)
+    assert loss(images, text, torch.tensor([0, 1]), hidden, torch.tensor(10.0)) == 0.0
+
+
+def test_rows_without_a_positive_are_left_out():
+    images, text = unit([1.0, 0.0]), unit([0.0, 1.0])
+    match = torch.full((1, 1), ABSENT)
+    value = balanced_contrastive(images, text, match, torch.tensor(1.0))
+    assert not torch.isnan(value)
+
+
+def canvases(n: int = 6) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).normal(0, 400, (n, 160, 160)).astype(np.float32))
+
+
+def test_without_augmentation_the_trainer_sees_what_serving_shows():
+    spec = PreprocessSpec()
+    values = canvases(2)
+    values[1] = torch.rand(160, 160)
+    is_ct = torch.tensor([True, False])
+    shown, still = pictures(values, is_ct, ~is_ct, spec, None, torch.Generator())
+    for row, modality in enumerate(("CT", "MR")):
+        served = picture_of_canvas(values[row : row + 1].numpy(), modality, spec)[0]
+        assert np.abs(shown[row].permute(1, 2, 0).numpy() * 255 - served).mean() < 2.0
+    assert still.tolist() == [True, False]
+
+
+def test_augmented_pictures_are_pictures_and_repeat_with_the_seed():
+    spec, config = PreprocessSpec(), AugmentConfig()
+    is_ct = torch.tensor([True, False] * 3)
+    values = torch.where(is_ct.view(-1, 1, 1), canvases(), canvases().abs().clamp(0, 1))
+    make = lambda seed: pictures(values, is_ct, is_ct, spec, config, torch.Generator().manual_seed(seed))  # noqa: E731
+    one, two, other = make(1)[0], make(1)[0], make(2)[0]
+    assert one.shape == (6, 3, spec.size, spec.size)
+    assert 0 <= one.min() <= one.max() <= 1
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_calibration_makes_frequencies_of_probabilities():
+    random = np.random.default_rng(0)
+    cosine = random.normal(0.2, 0.2, (4000, 1)).astype(np.float32)
+    states = (random.random((4000, 1)) < 1 / (1 + np.exp(-(12 * cosine - 3)))).astype(np.int8)
+    start = Calibration((30.0,), (0.0,))
+    before = expected_calibration_error(probabilities(cosine * 30.0), states)
+    fitted = calibrate(cosine, states, start)
+    after = expected_calibration_error(probabilities(cosine * fitted.scale[0] + fitted.bias[0]), states)
+    assert after < 0.03 < before
+
+
+def test_a_label_never_seen_keeps_what_training_learnt():
+    start = Calibration((20.0,), (-3.0,))
+    assert calibrate(np.zeros((50, 1), np.float32), np.zeros((50, 1), np.int8), start) == start
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    config = Config()
+    rates = [learning_rate(step, config) for step in range(config.train.steps)]
+    assert max(rates) == pytest.approx(config.train.learning_rate, rel=0.01)
+    assert rates[0] < rates[100] > rates[-1] > 0
+
+
+def test_a_config_says_what_it_does_not_know(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"\[train\] stepps"):
+        parse_config({"train": {"stepps": 1}})
+    with pytest.raises(ValueError, match=r"unknown section \[trian\]"):
+        parse_config({"trian": {}})
+    (tmp_path / "c.toml").write_text('[data]\nanatomy = "images"\n')
+    assert read_config(tmp_path / "c.toml").data.anatomy == str(tmp_path / "images")
+
+
+def tiny_corpus(spec: PreprocessSpec) -> list[LabelledStack]:
+    """Bright squares are a liver in the abdomen, dark ones a brain in the head."""
+    random = np.random.default_rng(0)
+    stacks = []
+    for number in range(6):
+        bright = number % 2 == 0
+        values = random.normal(200 if bright else -100, 20, (4, spec.canvas, spec.canvas)).astype(np.float16)
+        states = np.full((4, len(WORDS.labels)), ABSENT, np.int8)
+        for name in ("liver", "abdomen") if bright else ("brain", "head"):
+            states[:, WORDS.index(name)] = PRESENT
+        split = "val" if number >= 4 else "train"
+        stacks.append(LabelledStack(f"v{number}", f"p{number}", split, "CT", "axial", values, states, (0, 5, 10, 15)))  # type: ignore[arg-type]
+    return stacks
+
+
+TINY = {
+    "name": "tiny",
+    "preprocess": {"size": 32, "canvas": 40},
+    "model": {
+        "stem_widths": [8, 16, 16],
+        "vision_hidden": 32,
+        "vision_layers": 1,
+        "text_hidden": 32,
+        "text_layers": 1,
+        "projection": 16,
+    },
+    "train": {"steps": 24, "batch": 8, "warmup": 4, "evaluate_every": 12, "device": "cpu"},
+    "augment": {"coarsest": 10},
+}
+
+
+def test_a_run_learns_exports_and_serves(tmp_path: Path):
+    config = parse_config(TINY)
+    stacks = tiny_corpus(config.preprocess)
+    fit(config, stacks, tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert history[-1]["losses"]["labels"] < history[0]["losses"]["labels"]
+    export(tmp_path / "run", tmp_path / "bundle", config, stacks, "0.0.1")
+    labeler = Labeler.load(tmp_path / "bundle")
+    assert labeler.info.name == "tiny"
+    assert "not for diagnosis" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
+    config = parse_config({**TINY, "train": {**TINY["train"], "steps": 12}})
+    stacks = tiny_corpus(config.preprocess)
+    fit(config, stacks, tmp_path / "run")
+    longer = parse_config(TINY)
+    resumed = Trainer(longer, stacks, tmp_path / "run")
+    resumed._resume()
+    assert resumed.step == 12
+    assert len(resumed.history) == 1
+    resumed.fit()
+    assert resumed.step == 24
+
+
+def test_a_plain_recipe_trains_too(tmp_path: Path):
+    recipe = {"stations": False, "image_augmentation": False, "language_augmentation": False, "loss": "plain"}
+    config = parse_config({**TINY, "recipe": {**recipe, "label_sigmoid": 0.0}})
+    metrics = fit(config, tiny_corpus(config.preprocess), tmp_path / "run")
+    assert 0 <= metrics.score <= 1

@@ -1,0 +1,5 @@
+"""`python -m training fit | export`."""
+
+from training.cli import app
+
+app()

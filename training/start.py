@@ -1,0 +1,115 @@
+"""The starting point of a run: a checkpoint, or a small CLIP from scratch with a tokenizer of its own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tokenizers import Tokenizer, trainers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
+
+from labeler.model import AnatomyCLIP, Encoders, load_encoders, pick_device
+from labeler.prompts import MODALITIES, PLANES, absent_prompts, random_caption, random_label_prompt
+from labeler.vocabulary import vocabulary
+from training.config import Config
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def starting_encoders(config: Config) -> Encoders:
+    """The model of `config.model`, on the device of `config.train`."""
+    if config.model.start:
+        encoders = load_encoders(config.model.start, config.train.device)
+        encoders.model.train()
+        return encoders
+    tokenizer = own_tokenizer(config.model.text_tokens)
+    device = pick_device(config.train.device)
+    model = AnatomyCLIP(_shape(config, len(tokenizer))).to(device)
+    return Encoders(model, tokenizer, own_processor(config.preprocess.size), device)
+
+
+def _shape(config: Config, tokens: int) -> CLIPConfig:
+    model = config.model
+    text: dict[str, Any] = {
+        "vocab_size": tokens,
+        "hidden_size": model.text_hidden,
+        "intermediate_size": 4 * model.text_hidden,
+        "num_hidden_layers": model.text_layers,
+        "num_attention_heads": model.text_hidden // 32,
+        "max_position_embeddings": model.text_tokens,
+        "projection_dim": model.projection,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    vision: dict[str, Any] = {
+        "hidden_size": model.vision_hidden,
+        "intermediate_size": 4 * model.vision_hidden,
+        "num_hidden_layers": model.vision_layers,
+        "num_attention_heads": model.vision_hidden // 32,
+        "image_size": config.preprocess.size,
+        "patch_size": 2 ** len(model.stem_widths),
+        "projection_dim": model.projection,
+        "attention_dropout": model.dropout,
+        "stem_widths": list(model.stem_widths),
+    }
+    return CLIPConfig(text_config=text, vision_config=vision, projection_dim=model.projection)
+
+
+def own_processor(size: int) -> CLIPImageProcessorPil:
+    """Pictures arrive in their final size; the processor only brings them to zero mean and unit spread."""
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=[0.3, 0.3, 0.3],
+        image_std=[0.3, 0.3, 0.3],
+    )
+
+
+def own_tokenizer(max_tokens: int) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, its merges learnt from the sentences that our prompts can form."""
+    backend: Tokenizer = CLIPTokenizer(vocab={_START: 0, _END: 1}, merges=[], pad_token=_END).backend_tokenizer
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=[_START, _END],
+        end_of_word_suffix="</w>",
+        initial_alphabet=[chr(c) for c in range(33, 127)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(_sentences(), trainer)
+    model = _learnt(backend)
+    tokenizer = CLIPTokenizer(vocab=model["vocab"], merges=[tuple(m) for m in model["merges"]], pad_token=_END)
+    tokenizer.model_max_length = max_tokens
+    return tokenizer
+
+
+def _learnt(backend: Tokenizer) -> dict[str, Any]:
+    import json
+
+    model: dict[str, Any] = json.loads(backend.to_str())["model"]
+    return model
+
+
+def _sentences() -> list[str]:
+    random, words = Random(0), vocabulary()
+    stations = [label for label in words.labels if label.kind == "station"]
+    organs = [label for label in words.labels if label.kind == "organ"]
+    out: list[str] = []
+    for modality in MODALITIES:
+        for plane in PLANES:
+            for label in words.labels:
+                out += [random_label_prompt(label, modality, plane, random) for _ in range(8)]
+                out += absent_prompts(label, modality, plane)
+            for _ in range(50):
+                out.append(
+                    random_caption(random.sample(stations, 2), random.sample(organs, 4), modality, plane, random)
+                )
+    return out
+
+
+def save_checkpoint(encoders: Encoders, folder: Path) -> None:
+    """Write model, tokenizer and processor in Hugging Face format."""
+    encoders.model.save_pretrained(folder)
+    encoders.tokenizer.save_pretrained(folder)
+    encoders.processor.save_pretrained(folder)

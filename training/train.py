@@ -1,0 +1,329 @@
+"""The training loop: one page.
+
+    python -m training fit CONFIG.toml --run runs/NAME
+
+A batch is drawn label-balanced, augmented in torch, and given sentences; both encoders learn to bring every image to
+the sentences that are true of it. The averaged weights are evaluated on the val split through `labeler.score`, the
+best are kept, and a killed run goes on where its last checkpoint was.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from labeler.model import AnatomyCLIP, Encoders
+from labeler.preprocess import PreprocessSpec, ruler_pixels
+from labeler.vocabulary import vocabulary
+from training.augment import pictures
+from training.captions import Sentence, Shown, caption, label_sentences, matches
+from training.config import Config
+from training.corpus import PRESENT, UNKNOWN, LabelledStack, States, of_split
+from training.evaluate import Metrics, evaluate, uncalibrated
+from training.labelmaps import bodies_by_kind
+from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
+from training.start import save_checkpoint, starting_encoders
+from training.synthesis import Body, synthesise
+
+#: Labels whose anatomy has sides: a picture that shows one is never mirrored.
+_ASYMMETRIC = ("heart", "liver", "spleen", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "aorta")
+
+
+@dataclass
+class Planes:
+    """All training planes in one block, and how often each is drawn."""
+
+    values: Tensor
+    states: States
+    shown: list[Shown]
+    is_ct: Tensor
+    mirror: Tensor
+    ruler: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, stacks: Sequence[LabelledStack], ct_share: float, spec: PreprocessSpec) -> Planes:
+        states = np.concatenate([stack.states for stack in stacks])
+        shown = [Shown(s.modality, s.plane, row) for s in stacks for row in s.states]
+        is_ct = np.array([image.modality == "CT" for image in shown])
+        sagittal = np.array([image.plane == "sagittal" for image in shown])
+        columns = [vocabulary().index(name) for name in _ASYMMETRIC]
+        return cls(
+            torch.from_numpy(np.concatenate([stack.values for stack in stacks])),
+            states,
+            shown,
+            torch.from_numpy(is_ct),
+            torch.from_numpy(~sagittal & (states[:, columns] != PRESENT).all(axis=1)),
+            torch.tensor([ruler_pixels(stack.mm, spec) for stack in stacks for _ in stack.states]),
+            torch.from_numpy(sampling_weights(stacks, states, is_ct, ct_share)),
+        )
+
+
+@dataclass
+class Drawn:
+    """One batch before augmentation; fields as in `training.augment.pictures`."""
+
+    values: Tensor
+    is_ct: Tensor
+    mirror: Tensor
+    ruler: Tensor
+    shown: list[Shown]
+
+    def blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.values, self.is_ct, self.mirror, self.ruler
+
+    def to(self, device: torch.device) -> Drawn:
+        values, is_ct, mirror, ruler = (block.to(device) for block in self.blocks())
+        return Drawn(values, is_ct, mirror, ruler, self.shown)
+
+    def joined(self, other: Drawn) -> Drawn:
+        pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)
+        values, is_ct, mirror, ruler = (torch.cat(pair) for pair in pairs)
+        return Drawn(values, is_ct, mirror, ruler, [*self.shown, *other.shown])
+
+
+def sampling_weights(stacks: Sequence[LabelledStack], states: States, is_ct: np.ndarray, ct_share: float) -> np.ndarray:
+    """How often each plane is drawn: its rarest label decides, people count alike, CT gets its share."""
+    present = states == PRESENT
+    rarity = 1 / np.sqrt(np.maximum(present.sum(axis=0), 1))
+    weights = np.where(present.any(axis=1), (present * rarity).max(axis=1), rarity.min())
+    subjects = np.concatenate([[stack.subject] * len(stack.states) for stack in stacks])
+    _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    weights = weights / np.sqrt(counts[inverse])
+    for mask, share in ((is_ct, ct_share), (~is_ct, 1 - ct_share)):
+        if mask.any():
+            weights[mask] *= share / weights[mask].sum()
+    return weights
+
+
+def positive_weights(states: States, weights: Tensor) -> Tensor:
+    """How much a label's positives count more than its negatives, from how often the sampler shows them: 1..8."""
+    share = weights.numpy()[:, None] / weights.sum().item()
+    present = (share * (states == PRESENT)).sum(axis=0) / np.maximum((share * (states != UNKNOWN)).sum(axis=0), 1e-9)
+    ratio = np.sqrt((1 - present) / np.maximum(present, 1e-3))
+    return torch.from_numpy(np.clip(ratio, 1, 8)).float()
+
+
+class Trainer:
+    """State of one run; everything that a checkpoint must bring back."""
+
+    def __init__(self, config: Config, stacks: Sequence[LabelledStack], run: Path, bodies: Sequence[Body] = ()) -> None:
+        torch.manual_seed(config.train.seed)
+        self.config, self.run = config, run
+        self.kinds = bodies_by_kind(bodies)
+        self.words = vocabulary()
+        self.encoders = starting_encoders(config)
+        self.averaged: AnatomyCLIP = copy.deepcopy(self.encoders.model).eval()
+        train = list(of_split(stacks, "train"))
+        self.val = list(of_split(stacks, "val"))
+        self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
+        self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights))
+        self.criterion.to(self.encoders.device)
+        self.encoders.model.logit_scale.data.fill_(math.log(10.0))
+        self.optimizer = self._optimizer()
+        self.generator = torch.Generator(self.encoders.device).manual_seed(config.train.seed)
+        self.random = Random(config.train.seed)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for parameter in (*self.encoders.model.parameters(), *self.criterion.parameters()):
+            (decayed if parameter.ndim > 1 else free).append(parameter)
+        groups = [
+            {"params": decayed, "weight_decay": self.config.train.weight_decay},
+            {"params": free, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.config.train.learning_rate, betas=(0.9, 0.98))
+
+    def fit(self) -> Metrics:
+        """Train to the last step; returns the metrics of the best averaged weights."""
+        self._resume()
+        settings = self.config.train
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with bar:
+            task = bar.add_task(self.config.name, total=settings.steps, completed=self.step, note="")
+            while self.step < settings.steps:
+                losses = self._one_step()
+                bar.update(task, advance=1, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
+                    self._evaluate(losses)
+        return Metrics(**max(self.history, key=lambda row: row["metrics"]["score"])["metrics"])
+
+    def _one_step(self) -> dict[str, float]:
+        config, model, device = self.config, self.encoders.model.train(), self.encoders.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, config)
+        drawn = self._drawn().to(device)
+        augment = config.augment if config.recipe.image_augmentation else None
+        seen, still_ct = pictures(
+            drawn.values, drawn.is_ct, drawn.mirror, drawn.ruler, config.preprocess, augment, self.generator
+        )
+        batch = [
+            image if image.modality == "MR" or ct else Shown("MR", image.plane, image.states)
+            for image, ct in zip(drawn.shown, still_ct.tolist(), strict=True)
+        ]
+        loss, parts = self._loss(model, seen, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.train.clip)
+        self.optimizer.step()
+        model.logit_scale.data.clamp_(0, math.log(50.0))
+        self.step += 1
+        self._average()
+        return parts
+
+    def _drawn(self) -> Drawn:
+        """Canvases of this step: real ones by their weights, and some painted from one label map."""
+        settings, planes = self.config.train, self.planes
+        random = torch.Generator().manual_seed(settings.seed * 1_000_003 + self.step)
+        painted = round(settings.batch * self.config.data.synthetic_share) if self.kinds else 0
+        chosen = torch.multinomial(planes.weights, settings.batch - painted, replacement=True, generator=random)
+        blocks = (planes.values[chosen].float(), planes.is_ct[chosen], planes.mirror[chosen], planes.ruler[chosen])
+        real = Drawn(*blocks, [planes.shown[i] for i in chosen.tolist()])
+        if not painted:
+            return real
+        shares = torch.tensor([share for share, _ in self.kinds])
+        _, members = self.kinds[int(torch.multinomial(shares, 1, generator=random))]
+        body = members[int(torch.randint(len(members), (1,), generator=random))]
+        made = synthesise(body, painted, self.words, self.config.preprocess, self.config.synthesis, self.generator)
+        return real.joined(Drawn(made.values, made.is_ct, torch.zeros_like(made.is_ct), made.ruler, made.shown))
+
+    def _loss(self, model: AnatomyCLIP, seen: Tensor, batch: list[Shown]) -> tuple[Tensor, dict[str, float]]:
+        recipe, device = self.config.recipe, self.encoders.device
+        told = [
+            caption(image, self.words, self.random, stations=recipe.stations, augment=recipe.language_augmentation)
+            for image in batch
+        ]
+        asked = label_sentences(batch, self.words, self.random) if recipe.label_sigmoid else []
+        mean, spread = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in self._normalisation())
+        with self._precision():
+            images = _unit(model.get_image_features((seen - mean) / spread))
+        texts = self._embedded(model, [*told, *asked])
+        scale = model.logit_scale.exp()
+        if recipe.loss == "plain":
+            contrastive = plain_contrastive(images, texts[: len(told)], scale)
+        else:
+            match = torch.from_numpy(matches(batch, told)).to(device)
+            contrastive = balanced_contrastive(images, texts[: len(told)], match, scale, recipe.balance)
+        parts = {"contrastive": contrastive.item()}
+        if not asked:
+            return contrastive, parts
+        label = torch.tensor([sentence.labels[0] for sentence in asked], device=device)
+        match = torch.from_numpy(matches(batch, asked, mismatch=UNKNOWN)).to(device)
+        sigmoid = self.criterion(images, texts[len(told) :], label, match, scale)
+        return contrastive + recipe.label_sigmoid * sigmoid, {**parts, "labels": sigmoid.item()}
+
+    def _normalisation(self) -> tuple[list[float], list[float]]:
+        return self.encoders.processor.image_mean, self.encoders.processor.image_std
+
+    def _embedded(self, model: AnatomyCLIP, sentences: list[Sentence]) -> Tensor:
+        tokens = self.encoders.tokenizer(
+            [s.text for s in sentences], padding=True, truncation=True, return_tensors="pt"
+        )
+        return _unit(model.get_text_features(**tokens.to(self.encoders.device)))
+
+    def _precision(self) -> Any:
+        if not self.config.train.bfloat16:
+            return nullcontext()
+        return torch.autocast(self.encoders.device.type, torch.bfloat16)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Exponential average of the weights; the first steps count less of their past."""
+        decay = min(self.config.train.average, (1 + self.step) / (10 + self.step))
+        for mine, theirs in zip(self.averaged.parameters(), self.encoders.model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay)
+        for mine, theirs in zip(self.averaged.buffers(), self.encoders.model.buffers(), strict=True):
+            mine.copy_(theirs) if not mine.is_floating_point() else mine.lerp_(theirs, 1 - decay)
+
+    def averaged_encoders(self) -> Encoders:
+        return Encoders(self.averaged, self.encoders.tokenizer, self.encoders.processor, self.encoders.device)
+
+    def _evaluate(self, losses: dict[str, float]) -> None:
+        calibration = uncalibrated(self.averaged.logit_scale.exp().item(), self.criterion.bias)
+        metrics = evaluate(self.averaged_encoders(), self.val, self.config.preprocess, calibration)
+        best = not self.history or metrics.score >= max(row["metrics"]["score"] for row in self.history)
+        self.history.append({"step": self.step, "at": time.time(), "losses": losses, "metrics": metrics.to_json()})
+        (self.run / "metrics.json").write_text(json.dumps(self.history, indent=1))
+        print(f"step {self.step}: {metrics}", flush=True)
+        if best:
+            save_checkpoint(self.averaged_encoders(), self.run / "best")
+            bias = self.criterion.bias.detach().tolist()
+            (self.run / "best" / "label_bias.json").write_text(json.dumps(bias))
+        self._save()
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "model": self.encoders.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "random": self.random.getstate(),
+            "history": self.history,
+        }
+        torch.save(state, self.run / "last.tmp")
+        (self.run / "last.tmp").rename(self.run / "last.pt")
+
+    def _resume(self) -> None:
+        path = self.run / "last.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.encoders.device, weights_only=False)
+        self.step, self.history = state["step"], state["history"]
+        self.encoders.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.random.setstate(state["random"])
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    settings = config.train
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def _unit(features: Any) -> Tensor:
+    pooled: Tensor = getattr(features, "pooler_output", features)
+    return nn.functional.normalize(pooled.float(), dim=-1)
+
+
+def fit(config: Config, stacks: Sequence[LabelledStack], run: Path, bodies: Sequence[Body] = ()) -> Metrics:
+    """Train as `config` says; everything a run leaves lies in the folder `run`."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+    (run / "commit.txt").write_text(_commit())
+    return Trainer(config, stacks, run, bodies).fit()
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no repository"
