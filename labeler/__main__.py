@@ -85,6 +85,8 @@ def notes(answer: SeriesLabels) -> list[str]:
         counts[item.reason.value] = counts.get(item.reason.value, 0) + 1
     calibrated = "" if answer.bundle.calibrated else "; zero-shot, uncalibrated"
     left_out = [f"{count} not labelled: {reason}" for reason, count in counts.items()]
+    if answer.unsure:
+        left_out.append("not sure: " + ", ".join(vocabulary()[name].text for name in answer.unsure))
     return [f"{answer.bundle.name} {answer.bundle.version}{calibrated}; not for diagnosis", *left_out]
 
 

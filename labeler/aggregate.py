@@ -71,6 +71,22 @@ def decide(logits: Logits, thresholds: NDArray[np.float32], words: Vocabulary) -
     return probabilities(settled), decisions(settled, thresholds)
 
 
+def doubtful(p: NDArray[np.float32], present: Mask, doubt: NDArray[np.float32], words: Vocabulary) -> Mask:
+    """Labels about which the honest answer is "not sure": missed, but not by enough to say that they are absent.
+
+    Args:
+        doubt: (labels,) probability from which a label that is not present counts as unsure.
+    An organ is unsure only where one of its stations is present or unsure too.
+    """
+    unsure: Mask = ~present & (p >= doubt)
+    somewhere = present | unsure
+    for label in words.labels:
+        if label.kind == "organ":
+            homes = [words.index(name) for name in label.stations]
+            unsure[:, words.index(label.name)] &= somewhere[:, homes].any(axis=1)
+    return unsure
+
+
 def findings(p: NDArray[np.float32], present: Mask, words: Vocabulary) -> tuple[Finding, ...]:
     """One finding per label that at least one slice shows: stations first, each in the order of appearance."""
     found = []

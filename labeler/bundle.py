@@ -42,6 +42,8 @@ class Manifest:
     scale: tuple[float, ...]
     bias: tuple[float, ...]
     thresholds: Mapping[str, float]
+    #: Per label the probability from which "not sure" is the answer.
+    doubt: Mapping[str, float]
     smoothing_mm: float
     metrics: Mapping[str, Any]
     fingerprint: str = ""
@@ -104,8 +106,11 @@ def verify(folder: Path, manifest: Manifest, words: Vocabulary) -> None:
                 f"{folder}: made for other {part} (sha256 {wanted[:12]}, this code has {found[:12]}); "
                 "use the version that exported it or export it anew with `python -m training export`"
             )
-    if not len(manifest.scale) == len(manifest.bias) == len(manifest.thresholds) == len(words.labels):
-        raise BundleMismatch(f"{folder}: calibration and thresholds are not of one number per label")
+    if not len(manifest.scale) == len(manifest.bias) == len(words.labels):
+        raise BundleMismatch(f"{folder}: calibration is not of one number per label")
+    for part, table in (("thresholds", manifest.thresholds), ("doubt", manifest.doubt)):
+        if set(table) != set(words.names):
+            raise BundleMismatch(f"{folder}: {part} are not of one number per label of the vocabulary")
 
 
 def file_sha256(path: Path) -> str:
@@ -113,8 +118,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def thresholds_of(manifest: Manifest, words: Vocabulary) -> NDArray[np.float32]:
-    return np.array([manifest.thresholds[name] for name in words.names], np.float32)
+def per_label(table: Mapping[str, float], words: Vocabulary) -> NDArray[np.float32]:
+    """A table of the manifest as (labels,), in the vocabulary's order."""
+    return np.array([table[name] for name in words.names], np.float32)
 
 
 def info_of(manifest: Manifest) -> BundleInfo:

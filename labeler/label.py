@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.aggregate import decide, findings, smooth
-from labeler.bundle import default_bundle, file_sha256, info_of, is_bundle, read_manifest, thresholds_of, verify
+from labeler.aggregate import Mask, decide, doubtful, findings, smooth
+from labeler.bundle import default_bundle, file_sha256, info_of, is_bundle, per_label, read_manifest, verify
 from labeler.dicom import read_dicom
 from labeler.errors import InputError
 from labeler.model import Encoders, load_encoders
@@ -34,6 +34,7 @@ class Labeler:
     scorer: Scorer
     spec: PreprocessSpec
     thresholds: NDArray[np.float32]
+    doubt: NDArray[np.float32]
     smoothing_mm: float
     info: BundleInfo
 
@@ -54,8 +55,8 @@ class Labeler:
         verify(folder, manifest, words)
         calibration = Calibration(manifest.scale, manifest.bias)
         scorer = Scorer(load_encoders(folder, device), words, calibration)
-        thresholds = thresholds_of(manifest, words)
-        return cls(scorer, manifest.preprocess, thresholds, manifest.smoothing_mm, info_of(manifest))
+        thresholds, doubt = per_label(manifest.thresholds, words), per_label(manifest.doubt, words)
+        return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing_mm, info_of(manifest))
 
     @classmethod
     def _zero_shot(cls, name: str, encoders: Encoders, words: Vocabulary) -> Labeler:
@@ -72,15 +73,17 @@ class Labeler:
             smoothing="none",
             calibrated=False,
         )
-        return cls(Scorer(encoders, words), PreprocessSpec(size=size, canvas=max(size, 160)), half, 0.0, info)
+        spec = PreprocessSpec(size=size, canvas=max(size, 160))
+        return cls(Scorer(encoders, words), spec, half, half, 0.0, info)
 
     def label(self, series: Series, progress: Progress | None = None, batch_size: int = 32) -> SeriesLabels:
         """Label every plane of a series; a series without planes gets an answer without labels."""
         slices: list[SliceLabels] = []
-        masks: list[NDArray[np.bool_]] = []
+        masks: list[Mask] = []
         for stack in series.stacks:
             p, present = self._stack(stack, series.modality, progress, batch_size)
-            slices += [self._slice(stack, row, p, present) for row in range(len(stack.planes))]
+            unsure = doubtful(p, present, self.doubt, self.scorer.words)
+            slices += [self._slice(stack, row, p, present, unsure) for row in range(len(stack.planes))]
             masks.append(present)
         names = self.scorer.words.names
         p_all = np.array([item.probabilities for item in slices], np.float32).reshape(-1, len(names))
@@ -98,7 +101,7 @@ class Labeler:
 
     def _stack(
         self, stack: Stack, modality: Modality, progress: Progress | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[np.float32], Mask]:
         pictures = prepare([plane.pixels for plane in stack.planes], stack.mm, modality, self.spec)
         parts = []
         for start in range(0, len(pictures), batch_size):
@@ -110,10 +113,13 @@ class Labeler:
         smoothed = smooth(np.concatenate(parts), positions, self.smoothing_mm)
         return decide(smoothed, self.thresholds, self.scorer.words)
 
-    def _slice(self, stack: Stack, row: int, p: NDArray[np.float32], present: NDArray[np.bool_]) -> SliceLabels:
-        names = self.scorer.words.names
-        shown = tuple(name for name, yes in zip(names, present[row], strict=True) if yes)
-        return SliceLabels(stack.planes[row].source, stack.plane, tuple(float(v) for v in p[row]), shown)
+    def _slice(self, stack: Stack, row: int, p: NDArray[np.float32], present: Mask, unsure: Mask) -> SliceLabels:
+        values = tuple(float(v) for v in p[row])
+        shown, doubted = self._names(present[row]), self._names(unsure[row])
+        return SliceLabels(stack.planes[row].source, stack.plane, values, shown, doubted)
+
+    def _names(self, row: Mask) -> tuple[str, ...]:
+        return tuple(name for name, yes in zip(self.scorer.words.names, row, strict=True) if yes)
 
     def read(self, path: Path, modality: Modality | None = None) -> list[Series]:
         """Read a folder of DICOM files, one DICOM file or one NIfTI volume.

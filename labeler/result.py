@@ -29,12 +29,16 @@ class BundleInfo:
 
 @dataclass(frozen=True)
 class SliceLabels:
-    """What one image shows: a probability per label and the names of those present, in the vocabulary's order."""
+    """What one image shows: a probability per label and the names of those present, in the vocabulary's order.
+
+    `unsure` names the labels that may be there: neither sure enough to say so nor to deny it.
+    """
 
     source: Source
     plane: str
     probabilities: tuple[float, ...]
     present: tuple[str, ...]
+    unsure: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,13 @@ class SeriesLabels:
     def organs(self) -> tuple[str, ...]:
         return tuple(finding.name for finding in self.findings if finding.kind == "organ")
 
+    @property
+    def unsure(self) -> tuple[str, ...]:
+        """Labels that no image surely shows and at least one may show."""
+        doubted = {name for item in self.slices for name in item.unsure}
+        sure = {finding.name for finding in self.findings}
+        return tuple(name for name in self.names if name in doubted - sure)
+
     def to_json(self) -> dict[str, Any]:
         """The machine-readable form. A skipped slice of a volume keeps its row: nothing present, and the reason."""
         rows = [self._slice_json(position, item) for position, item in enumerate(self.slices)]
@@ -101,6 +112,7 @@ class SeriesLabels:
             ],
             "stations": list(self.stations),
             "organs": list(self.organs),
+            "unsure": list(self.unsure),
             "bundle": self.bundle.to_json(),
         }
 
@@ -112,6 +124,7 @@ class SeriesLabels:
             "sop_instance_uid": item.source.sop_instance_uid,
             "labels": labels,
             "present": list(item.present),
+            "unsure": list(item.unsure),
         }
         return row if item.source.frame is None else {**row, "frame": item.source.frame}
 
@@ -121,5 +134,6 @@ class SeriesLabels:
             "sop_instance_uid": None,
             "labels": dict.fromkeys(self.names, 0.0),
             "present": [],
+            "unsure": [],
             "skipped": item.reason.value,
         }

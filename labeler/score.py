@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from labeler.model import Embeddings, Encoders
 from labeler.preprocess import Pictures
-from labeler.prompts import Modality, PlaneName, absent_prompts, label_prompts
+from labeler.prompts import MODALITIES, PLANES, Modality, PlaneName, absent_prompts, label_prompts
 from labeler.vocabulary import Vocabulary
 
 Logits = NDArray[np.float32]
@@ -61,6 +61,13 @@ class Scorer:
             mean = embedded.reshape(len(sentences), -1, embedded.shape[-1]).mean(axis=1)
             self._texts[key] = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
         return self._texts[key]
+
+
+def with_directions(scorer: Scorer, directions: Embeddings) -> Scorer:
+    """A scorer that asks learnt directions (labels, d) in place of sentences: a plain classifier, for comparison."""
+    keys = ((modality, plane, True) for modality in MODALITIES for plane in PLANES)
+    texts: dict[tuple[str, str, bool], Embeddings] = dict.fromkeys(keys, directions)
+    return Scorer(scorer.encoders, scorer.words, scorer.calibration, texts)
 
 
 def probabilities(logits: Logits) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 Per label a scale and a bias, drawn towards what training learnt as strongly as the label is rare in the held-out split;
 likewise a threshold, drawn towards the one that serves all labels of its kind: a label seen on three people is not
-refitted on three people. What such fitting is worth on others is told by cross-validation over the held-out people.
+refitted on three people. Below its threshold a label is doubted, not denied, down to where few true ones lie. What such
+fitting is worth on other people is told by `training.judge`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
 #: Positive slices at which a label's own fit and the prior weigh the same.
 PRIOR = 60.0
 THRESHOLD_PRIOR = 150.0
+#: Share of true labels that may be denied outright; between this and the threshold the answer is "not sure".
+DENIED_WRONGLY = 0.05
 THRESHOLDS = np.arange(0.2, 0.71, 0.05)
 
 
@@ -31,6 +34,7 @@ class Fit:
 
     calibration: Calibration
     thresholds: NDArray[np.float32]
+    doubt: NDArray[np.float32]
     smoothing_mm: float
 
     def logits(self, cosines: Logits, positions: Sequence[float]) -> Logits:
@@ -49,35 +53,12 @@ def fit_all(
     states = np.concatenate([stack.states for stack in stacks])
     calibration = calibrate(np.concatenate(cosines), states, start)
     smoothed = [
-        smooth(calibrated(c, calibration), stack.positions, smoothing_mm) for c, stack in zip(cosines, stacks, strict=True)
+        smooth(calibrated(cosine, calibration), stack.positions, smoothing_mm)
+        for cosine, stack in zip(cosines, stacks, strict=True)
     ]
-    thresholds = choose_thresholds(probabilities(np.concatenate(smoothed)), states, words)
-    return Fit(calibration, thresholds, smoothing_mm)
-
-
-def cross_validated(
-    stacks: Sequence[LabelledStack],
-    cosines: Sequence[Logits],
-    start: Calibration,
-    smoothing_mm: float,
-    words: Vocabulary,
-    folds: int = 5,
-) -> tuple[list[Logits], list[NDArray[np.float32]]]:
-    """For every stack the logits and thresholds of a fit that has not seen its person."""
-    people = sorted({stack.subject for stack in stacks})
-    fold_of = {person: number % folds for number, person in enumerate(people)}
-    logits: list[Logits] = [np.empty(0, np.float32)] * len(stacks)
-    thresholds: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(stacks)
-    for fold in range(min(folds, len(people))):
-        inside = [i for i, stack in enumerate(stacks) if fold_of[stack.subject] != fold]
-        if not inside:
-            inside = list(range(len(stacks)))
-        found = fit_all([stacks[i] for i in inside], [cosines[i] for i in inside], start, smoothing_mm, words)
-        for i, stack in enumerate(stacks):
-            if fold_of[stack.subject] == fold:
-                logits[i] = found.logits(cosines[i], stack.positions)
-                thresholds[i] = found.thresholds
-    return logits, thresholds
+    p = probabilities(np.concatenate(smoothed))
+    thresholds = choose_thresholds(p, states, words)
+    return Fit(calibration, thresholds, choose_doubt(p, states, thresholds, words), smoothing_mm)
 
 
 def calibrated(cosines: Logits, calibration: Calibration) -> Logits:
@@ -131,6 +112,19 @@ def choose_thresholds(p: NDArray[np.float32], states: States, words: Vocabulary)
         for column in columns:
             own = positives[column] * curves[column] + THRESHOLD_PRIOR * common
             chosen[column] = THRESHOLDS[int(np.argmax(own))]
+    return chosen
+
+
+def choose_doubt(
+    p: NDArray[np.float32], states: States, thresholds: NDArray[np.float32], words: Vocabulary
+) -> NDArray[np.float32]:
+    """Per kind the probability below which only `DENIED_WRONGLY` of the true labels lie; at most the threshold."""
+    chosen = thresholds.copy()
+    for kind in ("station", "organ"):
+        columns = [i for i, label in enumerate(words.labels) if label.kind == kind]
+        true = p[:, columns][states[:, columns] == PRESENT]
+        if len(true):
+            chosen[columns] = np.minimum(np.quantile(true, DENIED_WRONGLY), thresholds[columns])
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""Commands: `python -m training fit CONFIG.toml`, `export RUN BUNDLE`."""
+"""Commands: `python -m training fit CONFIG.toml`, `export CONFIG.toml RUN BUNDLE`, `evaluate CONFIG.toml [BUNDLE]`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="Make a bundle: train, measure, export.", pretty_exceptions_enable=False)
 
@@ -38,6 +39,37 @@ def export(
 
     settings = read_config(config)
     typer.echo(f"{bundle}: {write(run, bundle, settings, read_stacks(settings), version)}")
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="The TOML file that names the collection.")],
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle folder; without one, the bundle of the package.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="val or train.")] = "val",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every figure there.")] = None,
+) -> None:
+    """Measure a bundle on a collection, through the path that serving takes."""
+    import json
+    from dataclasses import replace
+
+    from labeler.label import Labeler
+    from training.config import read_config
+    from training.evaluate import evaluate_bundle, metrics_table
+    from training.sources import read_stacks
+
+    labeler = Labeler.load(bundle)
+    settings = replace(read_config(config), preprocess=labeler.spec)
+    stacks = [stack for stack in read_stacks(settings) if stack.split == split]
+    if not stacks:
+        raise typer.BadParameter(f"{config}: no volume of the split {split!r} there")
+    metrics = evaluate_bundle(labeler, stacks)
+    Console().print(
+        metrics_table(metrics, f"{labeler.info.name} {labeler.info.version}, {split}, {len(stacks)} stacks")
+    )
+    if json_file:
+        json_file.write_text(json.dumps(metrics.to_json(), indent=1))
 
 
 @app.callback()

@@ -56,6 +56,8 @@ class RecipeConfig:
     balance: float = 0.5
     #: Weight of the per-label sigmoid loss beside the contrastive one; 0 leaves it out.
     label_sigmoid: float = 4.0
+    #: For comparison only: one learnt vector per label in place of sentences. Such a run cannot be exported.
+    classifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,12 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     evaluate_every: int = 500
+    #: Stop after so many evaluations without a better one.
+    patience: int = 8
     #: bf16 where the processor or GPU computes it natively; weights stay float32.
     bfloat16: bool = True
+    #: torch.compile the image encoder; pays on a GPU, not on a desk's CPU.
+    compile: bool = False
     device: str = "auto"
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.progress import track
+from rich.table import Table
 from torch import Tensor
 
-from labeler.aggregate import decide, decisions
+from labeler.aggregate import decide, decisions, smooth
+from labeler.label import Labeler
 from labeler.model import Encoders
 from labeler.preprocess import Canvas, Pictures, PreprocessSpec, picture_of_canvas
 from labeler.prompts import MODALITIES, PLANES
-from labeler.score import Calibration, Logits, Scorer
+from labeler.score import Calibration, Logits, Scorer, with_directions
 from labeler.vocabulary import Vocabulary, vocabulary
 from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
 
@@ -54,14 +57,36 @@ def uncalibrated(scale: float, bias: Tensor) -> Calibration:
 
 
 def evaluate(
-    encoders: Encoders, stacks: Sequence[LabelledStack], spec: PreprocessSpec, calibration: Calibration
+    encoders: Encoders,
+    stacks: Sequence[LabelledStack],
+    spec: PreprocessSpec,
+    calibration: Calibration | None,
+    directions: Tensor | None = None,
 ) -> Metrics:
-    """Score stacks slice by slice, without smoothing, at probability one half."""
+    """Score stacks slice by slice, without smoothing, at probability one half.
+
+    Args:
+        directions: (labels, d) of a classifier that has no sentences.
+    """
     words = vocabulary()
     scorer = Scorer(encoders, words, calibration)
+    if directions is not None:
+        scorer = with_directions(scorer, directions.cpu().numpy())
     half = np.full(len(words.labels), 0.5, np.float32)
     logits = [score_stack(scorer, stack, spec) for stack in stacks]
-    return measure(stacks, [decide(z, half, words)[1] for z in logits], words, logits, half)
+    decided = [decide(z, half, words)[1] for z in logits]
+    return measure(stacks, decided, words, logits, [decisions(z, half) for z in logits])
+
+
+def evaluate_bundle(labeler: Labeler, stacks: Sequence[LabelledStack]) -> Metrics:
+    """What `labeler.label` answers for these stacks: smoothed, with the bundle's thresholds, made consistent."""
+    words = labeler.scorer.words
+    logits = [
+        smooth(score_stack(labeler.scorer, stack, labeler.spec), stack.positions, labeler.smoothing_mm)
+        for stack in track(stacks, description="Labelling")
+    ]
+    decided = [decide(z, labeler.thresholds, words)[1] for z in logits]
+    return measure(stacks, decided, words, logits, [decisions(z, labeler.thresholds) for z in logits])
 
 
 def score_stack(scorer: Scorer, stack: LabelledStack, spec: PreprocessSpec) -> Logits:
@@ -78,9 +103,14 @@ def measure(
     decided: Iterable[Mask],
     words: Vocabulary,
     logits: Sequence[Logits] | None = None,
-    thresholds: NDArray[np.float32] | None = None,
+    unmended: Iterable[Mask] = (),
 ) -> Metrics:
-    """Compare decisions with what readers saw; unknown labels take no part. With logits also mAP and contradictions."""
+    """Compare decisions with what readers saw; unknown labels take no part.
+
+    Args:
+        logits: of the same stacks, for mAP.
+        unmended: decisions before consistency, for the count of contradictions.
+    """
     guesses = list(decided)
     micro: dict[str, float] = {}
     macro: dict[str, float] = {}
@@ -103,10 +133,23 @@ def measure(
             if logits is not None:
                 precision[key] = _mean_average_precision(stacks, logits, rows, seen, words)
     score = float(np.mean(list(micro.values()))) if micro else 0.0
-    contradictions = 0.0
-    if logits is not None and thresholds is not None:
-        contradictions = contradictions_per_1000([decisions(z, thresholds) for z in logits], words)
+    contradictions = contradictions_per_1000(list(unmended), words)
     return Metrics(score, micro, macro, labels, planes, precision, contradictions)
+
+
+def metrics_table(metrics: Metrics, title: str) -> Table:
+    """One row per modality and kind."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "micro F1", "macro F1", "mAP", "by plane"):
+        table.add_column(column)
+    for key, micro in metrics.micro.items():
+        planes = ", ".join(
+            f"{name.removeprefix(key).strip()} {f1:.3f}" for name, f1 in metrics.planes.items() if name.startswith(key)
+        )
+        precision = f"{metrics.average_precision.get(key, 0):.3f}"
+        table.add_row(key, f"{micro:.3f}", f"{metrics.macro[key]:.3f}", precision, planes)
+    table.caption = f"{metrics.contradictions:.1f} contradictions per 1000 images before they are mended"
+    return table
 
 
 def _by_plane(

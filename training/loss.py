@@ -50,13 +50,25 @@ class LabelSigmoid(nn.Module):
     """Each sentence of one label asks yes or no of each image (the sigmoid loss of Zhai et al. 2023), balanced.
 
     Rare labels weigh as much as common ones: `positive_weight` is learnt from how often the sampler shows a label.
+    With `directions` > 0 it holds a learnt vector of that width per label: the plain classifier to compare with.
     """
 
-    def __init__(self, positive_weight: Tensor, bias: float = -2.0) -> None:
+    def __init__(self, positive_weight: Tensor, bias: float = -2.0, directions: int = 0) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.full((len(positive_weight),), bias))
+        self.directions = nn.Parameter(torch.randn(len(positive_weight), directions)) if directions else None
         self.positive_weight: Tensor
         self.register_buffer("positive_weight", positive_weight)
+
+    def unit_directions(self) -> Tensor | None:
+        """(labels, d), or None where sentences stand for the labels."""
+        return None if self.directions is None else F.normalize(self.directions.detach(), dim=1)
+
+    def classified(self, images: Tensor, states: Tensor, scale: Tensor) -> Tensor:
+        """The loss of a classifier without sentences; states int8 (n, labels)."""
+        assert self.directions is not None, "made without directions"
+        label = torch.arange(len(self.bias), device=images.device)
+        return self(images, F.normalize(self.directions, dim=1), label, states, scale)
 
     def forward(self, images: Tensor, sentences: Tensor, label: Tensor, match: Tensor, scale: Tensor) -> Tensor:
         """Args: sentences (m, d), each about the label index in `label` (m,); match int (n, m)."""

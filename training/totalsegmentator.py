@@ -175,7 +175,7 @@ class _Landmarks:
     """Heights at which structures are seen, foot to head."""
 
     def __init__(self, masks: Mapping[str, Mask], count: int, mm: float) -> None:
-        self._seen = {label: mask.any(axis=(0, 1)) for label, mask in masks.items()}
+        self._seen: dict[str, Mask] = {label: np.asarray(mask.any(axis=(0, 1)), bool) for label, mask in masks.items()}
         self._z = np.arange(count)
         self.mm = mm
         self.never = np.zeros(count, bool)
@@ -196,8 +196,8 @@ class _Landmarks:
         return mask
 
     def between(self, low: float, high: float) -> Mask:
-        mask: Mask = np.logical_and(self.above(low), ~self.above(high + 1))
-        return mask
+        mask: Mask = np.less_equal(self._z, high)
+        return mask & self.above(low)
 
     @property
     def torso(self) -> bool:

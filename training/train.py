@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,95 +26,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from labeler.model import AnatomyCLIP, Encoders
-from labeler.preprocess import PreprocessSpec, ruler_pixels
 from labeler.vocabulary import vocabulary
 from training.augment import pictures
 from training.captions import Sentence, Shown, caption, label_sentences, matches
 from training.config import Config
-from training.corpus import PRESENT, UNKNOWN, LabelledStack, States, of_split
+from training.corpus import UNKNOWN, LabelledStack, of_split
 from training.evaluate import Metrics, evaluate, uncalibrated
 from training.labelmaps import bodies_by_kind
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
+from training.plots import curves
+from training.sampling import Drawn, Planes, positive_weights
 from training.start import save_checkpoint, starting_encoders
 from training.synthesis import Body, synthesise
-
-#: Labels whose anatomy has sides: a picture that shows one is never mirrored.
-_ASYMMETRIC = ("heart", "liver", "spleen", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "aorta")
-
-
-@dataclass
-class Planes:
-    """All training planes in one block, and how often each is drawn."""
-
-    values: Tensor
-    states: States
-    shown: list[Shown]
-    is_ct: Tensor
-    mirror: Tensor
-    ruler: Tensor
-    weights: Tensor
-
-    @classmethod
-    def of(cls, stacks: Sequence[LabelledStack], ct_share: float, spec: PreprocessSpec) -> Planes:
-        states = np.concatenate([stack.states for stack in stacks])
-        shown = [Shown(s.modality, s.plane, row) for s in stacks for row in s.states]
-        is_ct = np.array([image.modality == "CT" for image in shown])
-        sagittal = np.array([image.plane == "sagittal" for image in shown])
-        columns = [vocabulary().index(name) for name in _ASYMMETRIC]
-        return cls(
-            torch.from_numpy(np.concatenate([stack.values for stack in stacks])),
-            states,
-            shown,
-            torch.from_numpy(is_ct),
-            torch.from_numpy(~sagittal & (states[:, columns] != PRESENT).all(axis=1)),
-            torch.tensor([ruler_pixels(stack.mm, spec) for stack in stacks for _ in stack.states]),
-            torch.from_numpy(sampling_weights(stacks, states, is_ct, ct_share)),
-        )
-
-
-@dataclass
-class Drawn:
-    """One batch before augmentation; fields as in `training.augment.pictures`."""
-
-    values: Tensor
-    is_ct: Tensor
-    mirror: Tensor
-    ruler: Tensor
-    shown: list[Shown]
-
-    def blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.values, self.is_ct, self.mirror, self.ruler
-
-    def to(self, device: torch.device) -> Drawn:
-        values, is_ct, mirror, ruler = (block.to(device) for block in self.blocks())
-        return Drawn(values, is_ct, mirror, ruler, self.shown)
-
-    def joined(self, other: Drawn) -> Drawn:
-        pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)
-        values, is_ct, mirror, ruler = (torch.cat(pair) for pair in pairs)
-        return Drawn(values, is_ct, mirror, ruler, [*self.shown, *other.shown])
-
-
-def sampling_weights(stacks: Sequence[LabelledStack], states: States, is_ct: np.ndarray, ct_share: float) -> np.ndarray:
-    """How often each plane is drawn: its rarest label decides, people count alike, CT gets its share."""
-    present = states == PRESENT
-    rarity = 1 / np.sqrt(np.maximum(present.sum(axis=0), 1))
-    weights = np.where(present.any(axis=1), (present * rarity).max(axis=1), rarity.min())
-    subjects = np.concatenate([[stack.subject] * len(stack.states) for stack in stacks])
-    _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    weights = weights / np.sqrt(counts[inverse])
-    for mask, share in ((is_ct, ct_share), (~is_ct, 1 - ct_share)):
-        if mask.any():
-            weights[mask] *= share / weights[mask].sum()
-    return weights
-
-
-def positive_weights(states: States, weights: Tensor) -> Tensor:
-    """How much a label's positives count more than its negatives, from how often the sampler shows them: 1..8."""
-    share = weights.numpy()[:, None] / weights.sum().item()
-    present = (share * (states == PRESENT)).sum(axis=0) / np.maximum((share * (states != UNKNOWN)).sum(axis=0), 1e-9)
-    ratio = np.sqrt((1 - present) / np.maximum(present, 1e-3))
-    return torch.from_numpy(np.clip(ratio, 1, 8)).float()
 
 
 class Trainer:
@@ -131,9 +53,12 @@ class Trainer:
         train = list(of_split(stacks, "train"))
         self.val = list(of_split(stacks, "val"))
         self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
-        self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights))
+        width = self.encoders.model.config.projection_dim if config.recipe.classifier else 0
+        self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights), directions=width)
         self.criterion.to(self.encoders.device)
         self.encoders.model.logit_scale.data.fill_(math.log(10.0))
+        if config.train.compile:
+            self.encoders.model.vision_model.compile()
         self.optimizer = self._optimizer()
         self.generator = torch.Generator(self.encoders.device).manual_seed(config.train.seed)
         self.random = Random(config.train.seed)
@@ -164,12 +89,17 @@ class Trainer:
         )
         with bar:
             task = bar.add_task(self.config.name, total=settings.steps, completed=self.step, note="")
-            while self.step < settings.steps:
+            while self.step < settings.steps and not self._stalled():
                 losses = self._one_step()
                 bar.update(task, advance=1, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
                 if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
                     self._evaluate(losses)
-        return Metrics(**max(self.history, key=lambda row: row["metrics"]["score"])["metrics"])
+        return Metrics(**max(self.history, key=_score)["metrics"])
+
+    def _stalled(self) -> bool:
+        """The best checkpoint is `patience` evaluations old."""
+        best = max(range(len(self.history)), key=lambda i: _score(self.history[i]), default=0)
+        return len(self.history) - 1 - best >= self.config.train.patience
 
     def _one_step(self) -> dict[str, float]:
         config, model, device = self.config, self.encoders.model.train(), self.encoders.device
@@ -212,16 +142,20 @@ class Trainer:
 
     def _loss(self, model: AnatomyCLIP, seen: Tensor, batch: list[Shown]) -> tuple[Tensor, dict[str, float]]:
         recipe, device = self.config.recipe, self.encoders.device
+        mean, spread = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in self._normalisation())
+        with self._precision():
+            images = _unit(model.get_image_features((seen - mean) / spread))
+        scale = model.logit_scale.exp()
+        if recipe.classifier:
+            states = torch.from_numpy(np.stack([image.states for image in batch])).to(device)
+            loss = self.criterion.classified(images, states, scale)
+            return loss, {"labels": loss.item()}
         told = [
             caption(image, self.words, self.random, stations=recipe.stations, augment=recipe.language_augmentation)
             for image in batch
         ]
         asked = label_sentences(batch, self.words, self.random) if recipe.label_sigmoid else []
-        mean, spread = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in self._normalisation())
-        with self._precision():
-            images = _unit(model.get_image_features((seen - mean) / spread))
         texts = self._embedded(model, [*told, *asked])
-        scale = model.logit_scale.exp()
         if recipe.loss == "plain":
             contrastive = plain_contrastive(images, texts[: len(told)], scale)
         else:
@@ -263,10 +197,12 @@ class Trainer:
 
     def _evaluate(self, losses: dict[str, float]) -> None:
         calibration = uncalibrated(self.averaged.logit_scale.exp().item(), self.criterion.bias)
-        metrics = evaluate(self.averaged_encoders(), self.val, self.config.preprocess, calibration)
-        best = not self.history or metrics.score >= max(row["metrics"]["score"] for row in self.history)
+        directions = self.criterion.unit_directions()
+        metrics = evaluate(self.averaged_encoders(), self.val, self.config.preprocess, calibration, directions)
+        best = not self.history or metrics.score >= max(_score(row) for row in self.history)
         self.history.append({"step": self.step, "at": time.time(), "losses": losses, "metrics": metrics.to_json()})
         (self.run / "metrics.json").write_text(json.dumps(self.history, indent=1))
+        curves(self.history, self.run / "curves.png")
         print(f"step {self.step}: {metrics}", flush=True)
         if best:
             save_checkpoint(self.averaged_encoders(), self.run / "best")
@@ -300,6 +236,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"].cpu())
         self.random.setstate(state["random"])
+
+
+def _score(row: dict[str, Any]) -> float:
+    return float(row["metrics"]["score"])
 
 
 def learning_rate(step: int, config: Config) -> float:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from labeler.aggregate import decide, findings, runs, smooth
+from labeler.aggregate import decide, doubtful, findings, runs, smooth
 from labeler.vocabulary import vocabulary
 
 WORDS = vocabulary()
@@ -67,3 +67,15 @@ def test_findings_say_where_and_how_surely():
     assert (kidney.ranges, kidney.best, kidney.count) == (((1, 2), (4, 4)), 2, 3)
     assert round(kidney.certainty, 2) == 0.9
     assert round(kidney.mean_certainty, 2) == 0.73
+
+
+def test_not_sure_is_neither_present_nor_denied_and_keeps_to_its_stations():
+    p = np.zeros((3, len(WORDS.labels)), np.float32)
+    liver, abdomen = WORDS.index("liver"), WORDS.index("abdomen")
+    p[:, liver] = 0.4
+    p[0, abdomen], p[1, abdomen] = 0.9, 0.4
+    present = p >= 0.5
+    unsure = doubtful(p, present, np.full(len(WORDS.labels), 0.3, np.float32), WORDS)
+    assert unsure[:, liver].tolist() == [True, True, False]
+    assert unsure[:, abdomen].tolist() == [False, True, False]
+    assert not (present & unsure).any()

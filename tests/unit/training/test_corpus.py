@@ -95,8 +95,8 @@ def test_training_pictures_are_serving_pictures(collection: Path):
 
     spec = PreprocessSpec()
     one, _ = read_anatomy(collection, spec)
-    served = read_nifti(collection / "volumes" / "one.nii.gz", "CT", spec.canvas)
-    expected = prepare([plane.pixels for plane in served.planes], "CT", spec)
+    (served,) = read_nifti(collection / "volumes" / "one.nii.gz", "CT", spec.canvas).stacks
+    expected = prepare([plane.pixels for plane in served.planes], served.mm, "CT", spec)
     assert np.abs(stack_pictures(one, spec).astype(int) - expected).max() <= 1
 
 

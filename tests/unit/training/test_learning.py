@@ -1,6 +1,8 @@
 """Losses, augmentation, calibration, and a run from start to bundle at tiny scale."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,16 @@ import pytest
 import torch
 
 from labeler.label import Labeler
-from labeler.preprocess import PreprocessSpec, picture_of_canvas
+from labeler.preprocess import Canvas, PreprocessSpec, picture_of_canvas, ruler_pixels
 from labeler.score import Calibration, probabilities
 from labeler.vocabulary import vocabulary
 from training.augment import AugmentConfig, pictures
-from training.calibrate import calibrate, expected_calibration_error
+from training.calibrate import calibrate, choose_doubt, choose_thresholds, expected_calibration_error
 from training.config import Config, parse_config, read_config
 from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack
+from training.evaluate import average_precision, contradictions_per_1000, evaluate_bundle
 from training.export import export
+from training.judge import judge
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
 from training.train import Trainer, fit, learning_rate
 
@@ -67,9 +71,10 @@ def test_without_augmentation_the_trainer_sees_what_serving_shows():
     values = canvases(2)
     values[1] = torch.rand(160, 160)
     is_ct = torch.tensor([True, False])
-    shown, still = pictures(values, is_ct, ~is_ct, spec, None, torch.Generator())
+    ruler = torch.tensor([ruler_pixels(mm, spec) for mm in (0.7, None)])
+    shown, still = pictures(values, is_ct, ~is_ct, ruler, spec, None, torch.Generator())
     for row, modality in enumerate(("CT", "MR")):
-        served = picture_of_canvas(values[row : row + 1].numpy(), modality, spec)[0]
+        served = picture_of_canvas(Canvas(values[row : row + 1].numpy(), (0.7, None)[row]), modality, spec)[0]
         assert np.abs(shown[row].permute(1, 2, 0).numpy() * 255 - served).mean() < 2.0
     assert still.tolist() == [True, False]
 
@@ -78,7 +83,8 @@ def test_augmented_pictures_are_pictures_and_repeat_with_the_seed():
     spec, config = PreprocessSpec(), AugmentConfig()
     is_ct = torch.tensor([True, False] * 3)
     values = torch.where(is_ct.view(-1, 1, 1), canvases(), canvases().abs().clamp(0, 1))
-    make = lambda seed: pictures(values, is_ct, is_ct, spec, config, torch.Generator().manual_seed(seed))  # noqa: E731
+    ruler = torch.full((6,), 30.0)
+    make = lambda seed: pictures(values, is_ct, is_ct, ruler, spec, config, torch.Generator().manual_seed(seed))  # noqa: E731
     one, two, other = make(1)[0], make(1)[0], make(2)[0]
     assert one.shape == (6, 3, spec.size, spec.size)
     assert 0 <= one.min() <= one.max() <= 1
@@ -149,6 +155,43 @@ TINY = {
 }
 
 
+def test_rare_labels_keep_to_the_common_threshold():
+    random = np.random.default_rng(0)
+    p = np.zeros((2000, len(WORDS.labels)), np.float32)
+    states = np.zeros((2000, len(WORDS.labels)), np.int8)
+    liver, colon = WORDS.index("liver"), WORDS.index("colon")
+    states[:1000, liver] = PRESENT
+    p[:1000, liver] = random.uniform(0.3, 1, 1000)
+    p[1000:, liver] = random.uniform(0, 0.3, 1000)
+    states[0, colon], p[0, colon], p[1:, colon] = PRESENT, 0.9, 0.65
+    chosen = choose_thresholds(p, states, WORDS)
+    assert chosen[liver] == pytest.approx(0.3, abs=0.01)
+    assert chosen[colon] < 0.65
+    doubt = choose_doubt(p, states, chosen, WORDS)
+    assert (doubt <= chosen).all()
+
+
+def test_nobody_is_judged_by_a_fit_that_has_seen_them():
+    stacks = [replace(s, split="val") for s in tiny_corpus(PreprocessSpec(size=32, canvas=40))]
+    random = np.random.default_rng(0)
+    cosines = [random.normal(0, 0.1, s.states.shape).astype(np.float32) + 0.3 * (s.states == PRESENT) for s in stacks]
+    start = Calibration((10.0,) * len(WORDS.labels), (-2.0,) * len(WORDS.labels))
+    before = judge(stacks, cosines, start, 0.0, WORDS, folds=6)
+    stacks[0] = replace(stacks[0], states=np.roll(stacks[0].states, 1, axis=1))
+    after = judge(stacks, cosines, start, 0.0, WORDS, folds=6)
+    assert np.array_equal(before.logits[0], after.logits[0])
+    assert not np.array_equal(before.logits[1], after.logits[1])
+
+
+def test_average_precision_and_contradictions_are_what_they_say():
+    score = np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+    assert average_precision(score, np.array([1, 0, 1, -1], np.int8)) == pytest.approx((1 + 2 / 3) / 2)
+    shown = np.zeros((2, len(WORDS.labels)), bool)
+    shown[:, WORDS.index("liver")] = True
+    shown[0, WORDS.index("abdomen")] = True
+    assert contradictions_per_1000([shown], WORDS) == 500
+
+
 def test_a_run_learns_exports_and_serves(tmp_path: Path):
     config = parse_config(TINY)
     stacks = tiny_corpus(config.preprocess)
@@ -158,7 +201,13 @@ def test_a_run_learns_exports_and_serves(tmp_path: Path):
     export(tmp_path / "run", tmp_path / "bundle", config, stacks, "0.0.1")
     labeler = Labeler.load(tmp_path / "bundle")
     assert labeler.info.name == "tiny"
-    assert "not for diagnosis" in (tmp_path / "bundle" / "README.md").read_text()
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "not for diagnosis" in card
+    for picture in re.findall(r"\]\((.+?\.png)\)", card):
+        assert (tmp_path / "bundle" / picture).stat().st_size > 1000
+    assert (tmp_path / "run" / "curves.png").exists()
+    held_out = [stack for stack in stacks if stack.split == "val"]
+    assert evaluate_bundle(labeler, held_out).micro.keys() == {"CT organs", "CT stations"}
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
@@ -172,6 +221,21 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
     assert len(resumed.history) == 1
     resumed.fit()
     assert resumed.step == 24
+
+
+def test_a_run_that_no_longer_improves_stops(tmp_path: Path):
+    patient = {**TINY["train"], "steps": 40, "evaluate_every": 2, "patience": 2, "learning_rate": 1e-12}
+    config = parse_config({**TINY, "train": patient})
+    fit(config, tiny_corpus(config.preprocess), tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert history[-1]["step"] < 40
+
+
+def test_a_classifier_without_sentences_can_be_compared(tmp_path: Path):
+    config = parse_config({**TINY, "recipe": {"classifier": True}})
+    fit(config, tiny_corpus(config.preprocess), tmp_path / "run")
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert history[-1]["losses"]["labels"] < history[0]["losses"]["labels"]
 
 
 def test_a_plain_recipe_trains_too(tmp_path: Path):

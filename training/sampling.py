@@ -1,0 +1,93 @@
+"""Which planes a batch is drawn from: rare labels and small people count, CT gets its share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labeler.preprocess import PreprocessSpec, ruler_pixels
+from labeler.vocabulary import vocabulary
+from training.captions import Shown
+from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
+
+#: Labels whose anatomy has sides: a picture that shows one is never mirrored.
+_ASYMMETRIC = ("heart", "liver", "spleen", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "aorta")
+
+
+@dataclass
+class Planes:
+    """All training planes in one block, and how often each is drawn."""
+
+    values: Tensor
+    states: States
+    shown: list[Shown]
+    is_ct: Tensor
+    mirror: Tensor
+    ruler: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, stacks: Sequence[LabelledStack], ct_share: float, spec: PreprocessSpec) -> Planes:
+        states = np.concatenate([stack.states for stack in stacks])
+        shown = [Shown(s.modality, s.plane, row) for s in stacks for row in s.states]
+        is_ct = np.array([image.modality == "CT" for image in shown])
+        sagittal = np.array([image.plane == "sagittal" for image in shown])
+        columns = [vocabulary().index(name) for name in _ASYMMETRIC]
+        return cls(
+            torch.from_numpy(np.concatenate([stack.values for stack in stacks])),
+            states,
+            shown,
+            torch.from_numpy(is_ct),
+            torch.from_numpy(~sagittal & (states[:, columns] != PRESENT).all(axis=1)),
+            torch.tensor([ruler_pixels(stack.mm, spec) for stack in stacks for _ in stack.states]),
+            torch.from_numpy(sampling_weights(stacks, states, is_ct, ct_share)),
+        )
+
+
+@dataclass
+class Drawn:
+    """One batch before augmentation; fields as in `training.augment.pictures`."""
+
+    values: Tensor
+    is_ct: Tensor
+    mirror: Tensor
+    ruler: Tensor
+    shown: list[Shown]
+
+    def blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.values, self.is_ct, self.mirror, self.ruler
+
+    def to(self, device: torch.device) -> Drawn:
+        values, is_ct, mirror, ruler = (block.to(device) for block in self.blocks())
+        return Drawn(values, is_ct, mirror, ruler, self.shown)
+
+    def joined(self, other: Drawn) -> Drawn:
+        pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)
+        values, is_ct, mirror, ruler = (torch.cat(pair) for pair in pairs)
+        return Drawn(values, is_ct, mirror, ruler, [*self.shown, *other.shown])
+
+
+def sampling_weights(stacks: Sequence[LabelledStack], states: States, is_ct: np.ndarray, ct_share: float) -> np.ndarray:
+    """How often each plane is drawn: its rarest label decides, people count alike, CT gets its share."""
+    present = states == PRESENT
+    rarity = 1 / np.sqrt(np.maximum(present.sum(axis=0), 1))
+    weights = np.where(present.any(axis=1), (present * rarity).max(axis=1), rarity.min())
+    subjects = np.concatenate([[stack.subject] * len(stack.states) for stack in stacks])
+    _, inverse, counts = np.unique(subjects, return_inverse=True, return_counts=True)
+    weights = weights / np.sqrt(counts[inverse])
+    for mask, share in ((is_ct, ct_share), (~is_ct, 1 - ct_share)):
+        if mask.any():
+            weights[mask] *= share / weights[mask].sum()
+    return weights
+
+
+def positive_weights(states: States, weights: Tensor) -> Tensor:
+    """How much a label's positives count more than its negatives, from how often the sampler shows them: 1..8."""
+    share = weights.numpy()[:, None] / weights.sum().item()
+    present = (share * (states == PRESENT)).sum(axis=0) / np.maximum((share * (states != UNKNOWN)).sum(axis=0), 1e-9)
+    ratio = np.sqrt((1 - present) / np.maximum(present, 1e-3))
+    return torch.from_numpy(np.clip(ratio, 1, 8)).float()
