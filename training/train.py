@@ -179,9 +179,10 @@ class Trainer:
         return _unit(model.get_text_features(**tokens.to(self.encoders.device)))
 
     def _precision(self) -> Any:
-        if not self.config.train.bfloat16:
+        wanted, device = self.config.train.precision, self.encoders.device
+        if wanted == "float32" or (wanted == "auto" and not native_bfloat16(device)):
             return nullcontext()
-        return torch.autocast(self.encoders.device.type, torch.bfloat16)
+        return torch.autocast(device.type, torch.bfloat16)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -240,6 +241,14 @@ class Trainer:
 
 def _score(row: dict[str, Any]) -> float:
     return float(row["metrics"]["score"])
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; a torch too old to tell of a CPU counts as no."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def learning_rate(step: int, config: Config) -> float:
