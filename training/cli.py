@@ -65,9 +65,8 @@ def evaluate(
     if not stacks:
         raise typer.BadParameter(f"{config}: no volume of the split {split!r} there")
     metrics = evaluate_bundle(labeler, stacks)
-    Console().print(
-        metrics_table(metrics, f"{labeler.info.name} {labeler.info.version}, {split}, {len(stacks)} stacks")
-    )
+    title = f"{labeler.info.name} {labeler.info.version}, {split}, {len(stacks)} stacks"
+    Console().print(metrics_table(metrics, title))
     if json_file:
         json_file.write_text(json.dumps(metrics.to_json(), indent=1))
 

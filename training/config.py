@@ -75,7 +75,7 @@ class TrainConfig:
     evaluate_every: int = 500
     #: Stop after so many evaluations without a better one.
     patience: int = 8
-    #: Of the image encoder; weights stay float32. `auto` takes bfloat16 where the processor or GPU computes it natively:
+    #: Of the image encoder; weights stay float32. `auto` takes bfloat16 where the processor or GPU computes it itself;
     #: emulated it is 2.5 times slower than float32.
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     #: torch.compile the image encoder; pays on a GPU, not on a desk's CPU.

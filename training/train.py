@@ -247,7 +247,7 @@ def native_bfloat16(device: torch.device) -> bool:
     """Whether the device computes in bfloat16 itself; a torch too old to tell of a CPU counts as no."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
