@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labeler.bundle import Manifest
+from labeler.bundle import Manifest, is_bundle, read_manifest
 from labeler.vocabulary import vocabulary
 from training.config import Config
 from training.corpus import PRESENT, LabelledStack
@@ -86,7 +86,7 @@ def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStac
     return _TEXT.format(
         name=manifest.name,
         version=manifest.version,
-        origin=facts.get("origin") or config.model.start or "convolutional stem and transformer, from scratch",
+        origin=origin(config.model.start),
         train_people=len({s.subject for s in train}),
         val_people=len({s.subject for s in held_out}),
         train_volumes=len(train),
@@ -111,6 +111,16 @@ def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStac
         sigmoid=", and a per-label sigmoid loss" if config.recipe.label_sigmoid else "",
         commit=facts["commit"],
     )
+
+
+def origin(start: str) -> str:
+    """Where the weights began, in words that mean something on another machine."""
+    if not start:
+        return "convolutional stem and transformer, from scratch"
+    if is_bundle(start):
+        earlier = read_manifest(Path(start))
+        return f"continued from bundle {earlier.name} {earlier.version}, fingerprint {earlier.fingerprint[:12]}"
+    return f"fine-tuned from {Path(start).name if Path(start).is_dir() else start}"
 
 
 def thin_labels(train: Sequence[LabelledStack]) -> list[str]:

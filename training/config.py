@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read_config(path: Path) -> Config:
-    """Read a TOML file; relative folders are meant from the file's own place.
+    """Read a TOML file; relative folders are meant from the file's own place, `[model] start` where one lies there.
 
     Raises:
         ValueError: an unknown section or key, named.
@@ -120,7 +120,10 @@ def read_config(path: Path) -> Config:
     base = path.parent
     folders = ("anatomy", "totalsegmentator", "hospital", "cache", "labelmaps")
     data = {key: str((base / value).resolve()) if (value := getattr(config.data, key)) else "" for key in folders}
-    return Config(**{**config.__dict__, "data": DataConfig(**{**asdict(config.data), **data})})
+    start = config.model.start
+    if start and (base / start).is_dir():
+        start = str((base / start).resolve())
+    return replace(config, data=replace(config.data, **data), model=replace(config.model, start=start))
 
 
 def parse_config(table: dict[str, Any]) -> Config:

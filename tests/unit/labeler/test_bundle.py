@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from labeler.bundle import MANIFEST, default_bundle, file_sha256
 from labeler.errors import BundleMismatch, BundleMissing, InputError
 from labeler.label import Labeler
 from labeler.slices import Series, Source, make_plane, make_series
-from training.start import own_processor, own_tokenizer
+from tests.learning import a_plain_clip
 
 
 @pytest.fixture
@@ -87,21 +87,7 @@ def test_nothing_there_is_said_plainly(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def plain_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as a hub would serve it: transformers' own CLIPModel, patches and all, tokenizer, processor."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = own_tokenizer(40)
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": 40, "bos_token_id": 0, "eos_token_id": 1}
-    config = CLIPConfig(
-        text_config={**text, **words, "pad_token_id": 1},
-        vision_config={**text, "image_size": 64, "patch_size": 32},
-        projection_dim=16,
-    )
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    own_processor(64).save_pretrained(folder)
-    return folder
+    return a_plain_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_any_hugging_face_clip_labels_zero_shot(plain_clip: Path):
