@@ -45,13 +45,17 @@ class Fit:
 def fit_all(
     stacks: Sequence[LabelledStack],
     cosines: Sequence[Logits],
-    start: Calibration,
+    start: Calibration | None,
     smoothing_mm: float,
     words: Vocabulary,
 ) -> Fit:
-    """Calibration of single slices, then thresholds of what smoothing makes of them."""
-    states = np.concatenate([stack.states for stack in stacks])
-    calibration = calibrate(np.concatenate(cosines), states, start)
+    """Calibration of single slices, then thresholds of what smoothing makes of them.
+
+    Args:
+        start: what training learnt; None, where it learnt no such thing, begins with one fit for all labels together.
+    """
+    states, flat = np.concatenate([stack.states for stack in stacks]), np.concatenate(cosines)
+    calibration = calibrate(flat, states, start or common_calibration(flat, states))
     smoothed = [
         smooth(calibrated(cosine, calibration), stack.positions, smoothing_mm)
         for cosine, stack in zip(cosines, stacks, strict=True)
@@ -82,6 +86,20 @@ def calibrate(cosines: Logits, states: States, start: Calibration) -> Calibratio
             continue
         scale[column], bias[column] = _fit(cosines[known, column], truth, scale[column], bias[column])
     return Calibration(tuple(scale.tolist()), tuple(bias.tolist()))
+
+
+def common_calibration(cosines: Logits, states: States) -> Calibration:
+    """One scale and one bias that serve all labels."""
+    known = states != UNKNOWN
+    truth, cosine = (states[known] == PRESENT).astype(float), cosines[known]
+
+    def loss(x: NDArray[np.float64]) -> float:
+        logit = np.exp(x[0]) * cosine + x[1]
+        return float(np.mean(np.logaddexp(0, logit) - truth * logit))
+
+    best = minimize(loss, np.array([np.log(10.0), -2.0]), method="Nelder-Mead").x
+    labels = states.shape[1]
+    return Calibration((float(np.exp(best[0])),) * labels, (float(best[1]),) * labels)
 
 
 def _fit(cosine: NDArray[np.float32], truth: NDArray[np.float64], scale: float, bias: float) -> tuple[float, float]:

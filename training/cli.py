@@ -71,6 +71,21 @@ def evaluate(
         json_file.write_text(json.dumps(metrics.to_json(), indent=1))
 
 
+@app.command()
+def experiments(
+    config: Annotated[Path, typer.Argument(help="The TOML file of the full recipe.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the table.")] = Path("runs/experiments"),
+    seeds: Annotated[int, typer.Option(help="Trainings per row.")] = 3,
+) -> None:
+    """The paper's table: what each part of the recipe is worth."""
+    from training.config import read_config
+    from training.experiments import experiments as compare
+    from training.sources import read_label_maps, read_stacks
+
+    settings = read_config(config)
+    typer.echo(compare(settings, read_stacks(settings), read_label_maps(settings), out, seeds))
+
+
 @app.callback()
 def main() -> None:
     """Make a bundle: train, measure, export."""

@@ -119,7 +119,9 @@ def read_config(path: Path) -> Config:
     config = parse_config(table)
     base = path.parent
     folders = ("anatomy", "totalsegmentator", "hospital", "cache", "labelmaps")
-    data = {key: str((base / value).resolve()) if (value := getattr(config.data, key)) else "" for key in folders}
+    data: dict[str, Any] = {
+        key: str((base / value).resolve()) if (value := getattr(config.data, key)) else "" for key in folders
+    }
     start = config.model.start
     if start and (base / start).is_dir():
         start = str((base / start).resolve())

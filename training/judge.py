@@ -40,7 +40,7 @@ class Judged:
 def judge(
     held_out: Sequence[LabelledStack],
     cosines: Sequence[Logits],
-    start: Calibration,
+    start: Calibration | None,
     smoothing_mm: float,
     words: Vocabulary,
     folds: int = FOLDS,

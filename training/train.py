@@ -39,6 +39,9 @@ from training.sampling import Drawn, Planes, positive_weights
 from training.start import save_checkpoint, starting_encoders
 from training.synthesis import Body, synthesise
 
+#: A classifier's learnt vectors, beside its checkpoint.
+DIRECTIONS = "label_directions.npy"
+
 
 class Trainer:
     """State of one run; everything that a checkpoint must bring back."""
@@ -209,6 +212,8 @@ class Trainer:
             save_checkpoint(self.averaged_encoders(), self.run / "best")
             bias = self.criterion.bias.detach().tolist()
             (self.run / "best" / "label_bias.json").write_text(json.dumps(bias))
+            if directions is not None:
+                np.save(self.run / "best" / DIRECTIONS, directions.cpu().numpy())
         self._save()
 
     def _save(self) -> None:

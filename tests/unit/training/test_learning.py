@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.calibrate import calibrate, choose_doubt, choose_thresholds, expec
 from training.config import Config, parse_config, read_config
 from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack
 from training.evaluate import average_precision, contradictions_per_1000, evaluate_bundle
+from training.experiments import experiments, variants
 from training.export import export
 from training.judge import judge
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
@@ -243,3 +245,24 @@ def test_a_plain_recipe_trains_too(tmp_path: Path):
     config = parse_config({**TINY, "recipe": {**recipe, "label_sigmoid": 0.0}})
     metrics = fit(config, tiny_corpus(config.preprocess), tmp_path / "run")
     assert 0 <= metrics.score <= 1
+
+
+def test_the_table_of_experiments_is_remade_by_one_call_and_goes_on_after_a_kill(tmp_path: Path):
+    config = parse_config({**TINY, "train": {**TINY["train"], "steps": 4, "warmup": 1}})
+    stacks = tiny_corpus(config.preprocess)
+    text = experiments(config, stacks, [], tmp_path, seeds=1)
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [variant.name for variant in variants(config)]
+    assert "the paper: +47.6%" in text
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/judged.json")}
+    assert len(times) == len(rows)
+    assert experiments(config, stacks, [], tmp_path, seeds=1) == text
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/judged.json")}
+
+
+def test_every_experiment_changes_one_thing():
+    config = parse_config({"data": {"labelmaps": "maps", "synthetic_share": 0.1}})
+    configs = [variant.config.to_json() for variant in variants(config) if variant.trained]
+    for one, two in pairwise(configs):
+        changed = [(part, key) for part in ("recipe", "data") for key in one[part] if one[part][key] != two[part][key]]
+        assert len(changed) == 1
