@@ -88,7 +88,11 @@ def test_no_patient_stands_in_the_log(demo: tuple[Path, str]) -> None:
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen([str(BIN / "dicom-node"), "demo", "--out", str(tmp_path / "out")], env=environment)
+    command = [str(BIN / "dicom-node"), "demo", "--out", str(tmp_path / "out")]
+    # a shell starts its background jobs with SIGINT ignored, and children inherit that
+    process = subprocess.Popen(
+        command, env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    )
     eventually(lambda: len(processes_below(tmp_path)) >= 5, 60)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
