@@ -28,7 +28,7 @@ from training.judge import Judged, judge
 from training.start import save_checkpoint
 
 #: Widths of the smoothing along the stack that are tried on the held-out split, mm.
-SMOOTHINGS = (0.0, 2.0, 4.0, 6.0, 9.0)
+SMOOTHINGS = (0.0, 3.0, 6.0, 9.0, 13.0)
 
 
 def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledStack], version: str) -> Metrics:
