@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import binary_opening
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from labeler.prompts import Modality
 from labeler.slices import FloatImage, shrink
@@ -174,7 +174,7 @@ def _padded(planes: Sequence[FloatImage], empty: float) -> list[FloatImage]:
 def _body_square(body: NDArray[np.bool_], spec: PreprocessSpec) -> tuple[int, int, int]:
     """Top, left and side of the smallest square around the body; the whole picture when nothing stands out."""
     side = body.shape[1]
-    body = binary_opening(body, np.ones((1, spec.table, spec.table), bool))
+    body = _opened(body, spec.table)
     rows = np.flatnonzero(body.mean(axis=(0, 2)) > spec.body_share)
     columns = np.flatnonzero(body.mean(axis=(0, 1)) > spec.body_share)
     if rows.size < 8 or columns.size < 8:
@@ -186,10 +186,24 @@ def _body_square(body: NDArray[np.bool_], spec: PreprocessSpec) -> tuple[int, in
     return int(top), int(left), new
 
 
+def _opened(body: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Binary opening of every plane by a square of that width, one axis after the other."""
+    values = body.view(np.uint8)
+    for axis in (1, 2):
+        values = minimum_filter1d(values, width, axis=axis, mode="constant")
+    for axis in (1, 2):
+        values = maximum_filter1d(values, width, axis=axis, mode="constant")
+    return values.view(np.bool_)
+
+
 def _cut(squares: NDArray[np.float32], top: int, left: int, side: int, empty: float) -> NDArray[np.float32]:
-    pad = side
-    padded = np.pad(squares, ((0, 0), (pad, pad), (pad, pad)), constant_values=empty)
-    return padded[:, top + pad : top + pad + side, left + pad : left + pad + side]
+    """That square of every plane; what lies outside the planes is empty."""
+    full = squares.shape[1]
+    out = np.full((len(squares), side, side), empty, np.float32)
+    high, low = max(0, top), min(full, top + side)
+    near, far = max(0, left), min(full, left + side)
+    out[:, high - top : low - top, near - left : far - left] = squares[:, high:low, near:far]
+    return out
 
 
 def _resize(plane: FloatImage, side: int) -> FloatImage:
