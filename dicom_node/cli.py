@@ -166,6 +166,20 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the setting
 
 @app.command()
 @explained
+def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
+    """Ask a peer which objects it would take, in which transfer syntaxes; no object is sent."""
+    from dicom_node.send import preflight as ask
+    from dicom_node.status import accepted
+
+    wanted = settings()
+    table, takes_reports = accepted(ask(wanted.peer(peer), wanted.ae_title), peer)
+    console.print(table)
+    if not takes_reports:
+        raise typer.Exit(1)
+
+
+@app.command()
+@explained
 def send(
     peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")],
     path: Annotated[Path, typer.Argument(help="A DICOM file or a folder of them.")],

@@ -1,16 +1,27 @@
-"""C-STORE and C-ECHO SCU: one object to one peer, and what its answer means."""
+"""C-STORE and C-ECHO SCU: one object to one peer, what its answer means, and what the peer would take at all."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pydicom.uid import (
+    UID,
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedSRStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
+from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
@@ -22,6 +33,17 @@ from dicom_node.settings import Peer
 STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
 #: Seconds to wait for a connection, an association and an answer.
 _PATIENCE = 15
+_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+#: What a peer is asked for by `preflight`: the classes that a report may take, best first, and its pictures.
+WANTED: dict[UID, tuple[UID, ...]] = {
+    Verification: _PLAIN,
+    Comprehensive3DSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
+    ComprehensiveSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
+    EnhancedSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
+    BasicTextSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
+    SecondaryCaptureImageStorage: (*_PLAIN, RLELossless),
+}
 
 
 def store(path: Path, peer: Peer, calling_ae: str) -> int:
@@ -37,7 +59,7 @@ def store(path: Path, peer: Peer, calling_ae: str) -> int:
     syntaxes = [data_set.file_meta.TransferSyntaxUID]
     if ExplicitVRLittleEndian in syntaxes:
         syntaxes.append(ImplicitVRLittleEndian)
-    with _associated(peer, calling_ae, data_set.SOPClassUID, syntaxes) as association:
+    with _associated(peer, calling_ae, [(data_set.SOPClassUID, syntaxes)]) as association:
         try:
             answer = association.send_c_store(data_set)
         except (ValueError, RuntimeError) as error:
@@ -59,26 +81,48 @@ def echo(peer: Peer, calling_ae: str) -> None:
     Raises:
         Retry: it does not; the message says where it stopped.
     """
-    with _associated(peer, calling_ae, Verification, None) as association:
+    with _associated(peer, calling_ae, [(Verification, _PLAIN)]) as association:
         answer = association.send_c_echo()
     status = answer.get("Status")
     if status != 0x0000:
         raise Retry(f"{_at(peer)}: C-ECHO answered {'nothing' if status is None else hex(status)}")
 
 
+def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
+    """What the peer would take: for every SOP class of `WANTED` the transfer syntaxes that it accepts. Sends no object.
+
+    A peer answers one transfer syntax a presentation context (PS3.8 9.3.3.2), so each pair is proposed by itself.
+
+    Raises:
+        Retry: the peer cannot be reached or rejects the association.
+    """
+    pairs = [(sop_class, (syntax,)) for sop_class, syntaxes in WANTED.items() for syntax in syntaxes]
+    try:
+        with _associated(peer, calling_ae, pairs) as association:
+            accepted = {
+                (context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts
+            }
+    except Quarantine:
+        accepted = set()
+    return {
+        sop_class: tuple(syntax for syntax in syntaxes if (sop_class, syntax) in accepted)
+        for sop_class, syntaxes in WANTED.items()
+    }
+
+
 @contextmanager
-def _associated(peer: Peer, calling_ae: str, sop_class: str, syntaxes: Sequence[str] | None) -> Iterator[Association]:
+def _associated(peer: Peer, calling_ae: str, contexts: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Association]:
     if peer.port is None:
         raise Quarantine(f'{peer.name}: no port in the settings; add port = ... to [[peers]] "{peer.name}"')
     entity = AE(calling_ae)
     entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     entity.implementation_version_name = IMPLEMENTATION_VERSION
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _PATIENCE
-    entity.add_requested_context(sop_class, syntaxes) if syntaxes else entity.add_requested_context(sop_class)
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, _hurry), (evt.EVT_PDU_SENT, _hurry), (evt.EVT_PDU_RECV, _hurry)]
-    association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers)
+    proposed = [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in contexts]
+    association = entity.associate(peer.host, peer.port, proposed, peer.ae_title, evt_handlers=handlers)
     if not association.is_established:
-        _raise_why(association, peer, sop_class)
+        _raise_why(association, peer, proposed[0].abstract_syntax)
     try:
         yield association
     finally:

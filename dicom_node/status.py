@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydicom.uid import UID, Comprehensive3DSRStorage
 from rich.table import Table
 from sqlalchemy import select
 
@@ -106,6 +107,19 @@ def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[
             healthy &= answered
         table.add_row(f"peer {peer.name}", what, state)
     return table, healthy
+
+
+def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
+    """What `send.preflight` learnt, and whether our reports (Comprehensive 3D SR) would be stored."""
+    rows = [
+        (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or "[red]not accepted[/red]")
+        for sop_class, syntaxes in found.items()
+    ]
+    takes_reports = bool(found.get(Comprehensive3DSRStorage))
+    table = _table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
+    if not takes_reports:
+        table.caption = f"{peer} would refuse our reports: let it accept {Comprehensive3DSRStorage.name}"
+    return table, takes_reports
 
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
