@@ -7,7 +7,7 @@ then slab groups, one per run of consecutive images with the same labels, which 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -263,12 +263,9 @@ def _parameters(bundle: BundleInfo) -> list[str]:
         "smoothing": bundle.smoothing,
         "calibrated": "yes" if bundle.calibrated else "no",
     }
-    values = sorted({value for _, value in bundle.thresholds})
-    if len(values) == 1:
-        common["threshold"] = f"{values[0]:g}"
-        return [f"{key}={value}" for key, value in common.items()]
-    each = [f"threshold.{name}={value:g}" for name, value in bundle.thresholds]
-    return [*(f"{key}={value}" for key, value in common.items()), *each]
+    usual, _ = Counter(value for _, value in bundle.thresholds).most_common(1)[0]
+    own = {f"threshold.{name}": f"{value:g}" for name, value in bundle.thresholds if value != usual}
+    return [f"{key}={value}" for key, value in {**common, "threshold": f"{usual:g}", **own}.items()]
 
 
 def _summaries(answer: SeriesLabels, words: Vocabulary) -> Iterator[MeasurementsAndQualitativeEvaluations]:
@@ -383,6 +380,8 @@ def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) ->
         f"Header Body Part Examined: {claimed}; pixels: {verdict.implied or 'none'} -> {verdict.agreement.value}",
         f"Organs: {organs or 'none found'}",
     ]
+    if answer.unsure:
+        lines.append(f"Not sure: {', '.join(_title(name, words) for name in answer.unsure)}")
     if answer.skipped:
         lines.append(f"{len(answer.skipped)} images not labelled")
     return lines

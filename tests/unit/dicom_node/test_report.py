@@ -1,5 +1,6 @@
 """Reports: the same input gives the same bytes, and reading one gives the labels back."""
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -142,3 +143,29 @@ def test_no_slices_no_report():
     answer = an_answer(images, shown)
     with pytest.raises(ValueError, match="at least one labelled image"):
         build(type(answer)(**{**answer.__dict__, "slices": ()}), Context(images[0], "content", FINISHED))
+
+
+def text_of(report: Dataset) -> str:
+    """Every text value of the tree, a line each."""
+    own = [str(report.TextValue)] if report.get("TextValue") else []
+    return "\n".join([*own, *(text_of(child) for child in report.get("ContentSequence", []))])
+
+
+def test_what_nobody_can_be_sure_of_is_said_as_such():
+    images = a_series(images=4)
+    sure = an_answer(images, lambda i: ("chest", "lung"))
+    doubted = tuple(replace(item, unsure=("heart",)) for item in sure.slices)
+    report = build(replace(sure, slices=doubted), Context(images[0], "content", FINISHED))
+    assert "Not sure: Heart" in text_of(report)
+    assert "Not sure" not in text_of(build(sure, Context(images[0], "content", FINISHED)))
+
+
+def test_a_label_s_own_threshold_stands_beside_the_usual_one():
+    images = a_series(images=4)
+    answer = an_answer(images, lambda i: ("chest", "lung"))
+    own = tuple((name, 0.3 if name == "liver" else 0.5) for name in answer.names)
+    text = text_of(
+        build(replace(answer, bundle=replace(answer.bundle, thresholds=own)), Context(images[0], "content", FINISHED))
+    )
+    assert "threshold=0.5" in text
+    assert [line for line in text.splitlines() if line.startswith("threshold.")] == ["threshold.liver=0.3"]
