@@ -52,10 +52,10 @@ def needs(*programs: str) -> None:
 
 
 def _path() -> str:
-    """The system's programs before the environment's: pynetdicom installs an `echoscu` and `storescu` of its own."""
+    """The system's programs before any Python environment's: pynetdicom installs an `echoscu` and `storescu` too."""
     own = str(Path(sys.executable).parent)
-    system = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place != own]
-    return os.pathsep.join([*system, "/usr/sbin", own])
+    places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", own]
+    return os.pathsep.join(sorted(places, key=lambda place: (Path(place).parent / "pyvenv.cfg").exists()))
 
 
 def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
