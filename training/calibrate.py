@@ -25,7 +25,8 @@ PRIOR = 60.0
 THRESHOLD_PRIOR = 150.0
 #: Share of true labels that may be denied outright; between this and the threshold the answer is "not sure".
 DENIED_WRONGLY = 0.05
-THRESHOLDS = np.arange(0.2, 0.71, 0.05)
+#: A label is never called present at less than three in ten.
+THRESHOLDS = np.arange(0.3, 0.71, 0.05)
 
 
 @dataclass(frozen=True)
