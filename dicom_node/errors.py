@@ -8,6 +8,7 @@ NodeError
 │   └── NotUnderstood        0xC000: no study or instance to file it under
 ├── Retry                tried again after a pause, by itself
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
+│   └── NotTaken             the peer takes no objects of this SOP class
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
 """
 
@@ -54,6 +55,10 @@ class Retry(NodeError):
 
 class Quarantine(NodeError):
     """It will not work by itself; laid aside for a person."""
+
+
+class NotTaken(Quarantine):
+    """The peer takes no objects of this SOP class."""
 
 
 class Superseded(NodeError):

@@ -26,7 +26,7 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from dicom_node.errors import Quarantine, Retry
+from dicom_node.errors import NotTaken, Quarantine, Retry
 from dicom_node.settings import Peer
 
 #: Success, and the warnings with which the object is stored (PS3.4 Table B.2-1).
@@ -95,6 +95,7 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
 
     Raises:
         Retry: the peer cannot be reached or rejects the association.
+        Quarantine: the settings give it no port.
     """
     pairs = [(sop_class, (syntax,)) for sop_class, syntaxes in WANTED.items() for syntax in syntaxes]
     try:
@@ -102,7 +103,7 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
             accepted = {
                 (context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts
             }
-    except Quarantine:
+    except NotTaken:
         accepted = set()
     return {
         sop_class: tuple(syntax for syntax in syntaxes if (sop_class, syntax) in accepted)
@@ -136,7 +137,7 @@ def _raise_why(association: Association, peer: Peer, sop_class: str) -> None:
         why = f"{answer.source_str}: {answer.reason_str}" if answer else "no reason given"
         raise Retry(f"{_at(peer)} rejected the association ({why}); check both AE titles and its list of callers")
     if association.rejected_contexts:
-        raise Quarantine(f"{_at(peer)} takes no objects of the SOP class {sop_class}")
+        raise NotTaken(f"{_at(peer)} takes no objects of the SOP class {sop_class}")
     raise Retry(f"{_at(peer)} cannot be reached or did not answer; check host, port and firewall")
 
 

@@ -38,11 +38,7 @@ def consistent(logits: Logits, thresholds: NDArray[np.float32], words: Vocabular
     """
     out = logits.copy()
     cut = _logit(thresholds)
-    for label in words.labels:
-        if label.kind != "organ":
-            continue
-        column = words.index(label.name)
-        homes = np.array([words.index(name) for name in label.stations])
+    for column, homes in words.homes():
         lonely = (out[:, column] >= cut[column]) & (out[:, homes] < cut[homes]).all(axis=1)
         for row in np.flatnonzero(lonely):
             missing = cut[homes] - out[row, homes]
@@ -80,10 +76,8 @@ def doubtful(p: NDArray[np.float32], present: Mask, doubt: NDArray[np.float32], 
     """
     unsure: Mask = ~present & (p >= doubt)
     somewhere = present | unsure
-    for label in words.labels:
-        if label.kind == "organ":
-            homes = [words.index(name) for name in label.stations]
-            unsure[:, words.index(label.name)] &= somewhere[:, homes].any(axis=1)
+    for column, homes in words.homes():
+        unsure[:, column] &= somewhere[:, homes].any(axis=1)
     return unsure
 
 

@@ -22,6 +22,10 @@ class Calibration:
     scale: tuple[float, ...]
     bias: tuple[float, ...]
 
+    def logits(self, cosines: Logits) -> Logits:
+        """(n, labels) -> (n, labels)."""
+        return (cosines * np.asarray(self.scale, np.float32) + np.asarray(self.bias, np.float32)).astype(np.float32)
+
 
 @dataclass
 class Scorer:
@@ -43,8 +47,7 @@ class Scorer:
         if self.calibration is None:
             denied = images @ self._ensemble(modality, plane, claimed=False).T
             return (self.encoders.logit_scale * (cosine - denied)).astype(np.float32)
-        scale = np.asarray(self.calibration.scale, np.float32)
-        return (cosine * scale + np.asarray(self.calibration.bias, np.float32)).astype(np.float32)
+        return self.calibration.logits(cosine)
 
     def cosines(self, pictures: Pictures, modality: Modality, plane: PlaneName) -> Logits:
         """Cosines (n, labels) before any calibration; what a calibration is fitted on."""

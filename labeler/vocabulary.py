@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -79,6 +79,12 @@ class Vocabulary:
             return self.names.index(name)
         except ValueError:
             raise KeyError(f"no label {name!r} in the vocabulary {self.version}") from None
+
+    def homes(self) -> Iterator[tuple[int, list[int]]]:
+        """Per organ its index and those of the stations in which it lies."""
+        for column, label in enumerate(self.labels):
+            if label.kind == "organ":
+                yield column, [self.index(name) for name in label.stations]
 
     def of_code(self, scheme: str, value: str, kind: Kind) -> Label | None:
         """The label of that kind with this code, retired codes included; None when there is none."""

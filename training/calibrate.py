@@ -40,7 +40,7 @@ class Fit:
 
     def logits(self, cosines: Logits, positions: Sequence[float]) -> Logits:
         """Smoothed, calibrated logits of one stack."""
-        return smooth(calibrated(cosines, self.calibration), positions, self.smoothing_mm)
+        return smooth(self.calibration.logits(cosines), positions, self.smoothing_mm)
 
 
 def fit_all(
@@ -58,17 +58,12 @@ def fit_all(
     states, flat = np.concatenate([stack.states for stack in stacks]), np.concatenate(cosines)
     calibration = calibrate(flat, states, start or common_calibration(flat, states))
     smoothed = [
-        smooth(calibrated(cosine, calibration), stack.positions, smoothing_mm)
+        smooth(calibration.logits(cosine), stack.positions, smoothing_mm)
         for cosine, stack in zip(cosines, stacks, strict=True)
     ]
     p = probabilities(np.concatenate(smoothed))
     thresholds = choose_thresholds(p, states, words)
     return Fit(calibration, thresholds, choose_doubt(p, states, thresholds, words), smoothing_mm)
-
-
-def calibrated(cosines: Logits, calibration: Calibration) -> Logits:
-    scale, bias = np.asarray(calibration.scale, np.float32), np.asarray(calibration.bias, np.float32)
-    return (cosines * scale + bias).astype(np.float32)
 
 
 def calibrate(cosines: Logits, states: States, start: Calibration) -> Calibration:

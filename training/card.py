@@ -61,6 +61,9 @@ The held-out volumes with the most mistakes, label by label along their slices:
 organs{sigmoid}. Commit {commit}. Per label a threshold and a probability from which it is "not sure": `manifest.json`.
 """
 
+#: What lies in a bundle for people; no part of what its hashes cover.
+CARD_FILES = ("README.md", "reliability.png", "failures.png")
+
 #: Training people below which a label is called weak.
 FEW = 5
 
@@ -74,9 +77,10 @@ def write_card(
     facts: dict[str, Any],
 ) -> None:
     """`README.md` and its pictures; every number from the manifest, the corpus or the run."""
-    reliability_plot(judged, bundle / "reliability.png")
-    failures(judged, vocabulary(), bundle / "failures.png")
-    (bundle / "README.md").write_text(model_card(manifest, config, stacks, facts))
+    readme, reliability, mistakes = (bundle / name for name in CARD_FILES)
+    reliability_plot(judged, reliability)
+    failures(judged, vocabulary(), mistakes)
+    readme.write_text(model_card(manifest, config, stacks, facts))
 
 
 def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStack], facts: dict[str, Any]) -> str:

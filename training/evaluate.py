@@ -213,9 +213,6 @@ def contradictions_per_1000(decided: Sequence[Mask], words: Vocabulary) -> float
     """Organs shown outside all of their stations, per 1000 images."""
     images = sum(len(mask) for mask in decided)
     count = 0
-    for label in words.labels:
-        if label.kind == "organ":
-            homes = [words.index(name) for name in label.stations]
-            column = words.index(label.name)
-            count += sum(int((mask[:, column] & ~mask[:, homes].any(axis=1)).sum()) for mask in decided)
+    for column, homes in words.homes():
+        count += sum(int((mask[:, column] & ~mask[:, homes].any(axis=1)).sum()) for mask in decided)
     return 1000 * count / max(1, images)

@@ -33,6 +33,7 @@ PAPER = {"organs": 0.476, "stations": 0.27}
 
 BASELINE = "plain fine-tuning, one prompt, organs only"
 BEST = "+ synthesis"
+RARE = "+ label sigmoid, for rare labels"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def variants(config: Config) -> list[Variant]:
         ("+ image augmentation", plain := replace(plain, image_augmentation=True)),
         ("+ language augmentation", plain := replace(plain, language_augmentation=True)),
         ("+ balanced loss", plain := replace(plain, loss="balanced")),
-        ("+ label sigmoid, for rare labels", plain := replace(plain, label_sigmoid=full.label_sigmoid or 4.0)),
+        (RARE, plain := replace(plain, label_sigmoid=full.label_sigmoid or 4.0)),
     ]
     rows = [Variant("starting weights, zero-shot", real, trained=False)]
     rows += [Variant(name, replace(real, recipe=recipe)) for name, recipe in steps]
@@ -135,7 +136,7 @@ def table(found: dict[str, list[Metrics]]) -> str:
 def _gains(found: dict[str, list[Metrics]]) -> list[str]:
     if BASELINE not in found:
         return []
-    full = BEST if BEST in found else "+ label sigmoid, for rare labels"
+    full = BEST if BEST in found else RARE
     lines = []
     for kind, paper in PAPER.items():
         before = mean(_of_kind(m.micro, kind) for m in found[BASELINE])

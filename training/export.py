@@ -14,18 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labeler.bundle import FORMAT, MANIFEST, Manifest, file_sha256
+from labeler.bundle import MANIFEST, Manifest, file_sha256
 from labeler.model import Encoders, load_encoders
 from labeler.prompts import prompts_sha256
 from labeler.score import Calibration, Scorer
 from labeler.vocabulary import Vocabulary, vocabulary
 from training.calibrate import Fit, fit_all
-from training.card import write_card
+from training.card import CARD_FILES, write_card
 from training.config import Config
 from training.corpus import LabelledStack
 from training.evaluate import Metrics, stack_pictures
 from training.judge import Judged, judge
 from training.start import save_checkpoint
+from training.train import score_of
 
 #: Widths of the smoothing along the stack that are tried on the held-out split, mm.
 SMOOTHINGS = (0.0, 3.0, 6.0, 9.0, 13.0)
@@ -33,6 +34,8 @@ SMOOTHINGS = (0.0, 3.0, 6.0, 9.0, 13.0)
 
 def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledStack], version: str) -> Metrics:
     """Write the bundle; returns cross-validated figures of the served path on the held-out subjects."""
+    if config.recipe.classifier:
+        raise ValueError("[recipe] classifier = true is for comparison: such a run has no sentences that could serve")
     words = vocabulary()
     held_out = [stack for stack in stacks if stack.split == "val"]
     encoders = load_encoders(run / "best", config.train.device)
@@ -82,22 +85,14 @@ def _save_half(encoders: Encoders, bundle: Path) -> None:
         path.chmod(0o644)
 
 
-#: What the hashes of a manifest cover: everything that decides an answer.
-_PARTS = ("*.json", "*.safetensors", "*.txt", "*.model")
-
-
 def _hashes(bundle: Path) -> dict[str, str]:
-    found = sorted({path.name for pattern in _PARTS for path in bundle.glob(pattern)} - {MANIFEST})
-    return {name: file_sha256(bundle / name) for name in found}
+    names = sorted(p.name for p in bundle.iterdir() if p.is_file() and p.name not in (MANIFEST, *CARD_FILES))
+    return {name: file_sha256(bundle / name) for name in names}
 
 
 def training_facts(run: Path) -> dict[str, Any]:
     """Steps of the kept checkpoint and the commit that the run was started from."""
     history = json.loads((run / "metrics.json").read_text())
-    best = max(history, key=lambda row: row["metrics"]["score"])
+    best = max(history, key=score_of)
     commit = run / "commit.txt"
-    return {
-        "steps": best["step"],
-        "commit": commit.read_text().strip() if commit.exists() else "",
-        "format": FORMAT,
-    }
+    return {"steps": best["step"], "commit": commit.read_text().strip() if commit.exists() else ""}

@@ -26,7 +26,6 @@ class Judged:
     logits: Sequence[Logits]
     decided: Sequence[Mask]
     metrics: Metrics
-    ece: float
 
     @property
     def states(self) -> States:
@@ -35,6 +34,10 @@ class Judged:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         return probabilities(np.concatenate(self.logits))
+
+    @property
+    def ece(self) -> float:
+        return expected_calibration_error(self.probabilities, self.states)
 
 
 def judge(
@@ -48,20 +51,12 @@ def judge(
     """Calibration and thresholds of every stack come from people of the other folds."""
     people = sorted({stack.subject for stack in held_out})
     fold_of = {person: number % folds for number, person in enumerate(people)}
-    logits: dict[int, Logits] = {}
-    decided: dict[int, Mask] = {}
-    raw: dict[int, Mask] = {}
-    for fold in sorted(set(fold_of.values())):
-        others = [i for i, stack in enumerate(held_out) if fold_of[stack.subject] != fold]
-        others = others or list(range(len(held_out)))
-        fit = fit_all([held_out[i] for i in others], [cosines[i] for i in others], start, smoothing_mm, words)
-        for i, stack in enumerate(held_out):
-            if fold_of[stack.subject] == fold:
-                logits[i] = fit.logits(cosines[i], stack.positions)
-                decided[i] = decide(logits[i], fit.thresholds, words)[1]
-                raw[i] = decisions(logits[i], fit.thresholds)
-    order = range(len(held_out))
-    metrics = measure(held_out, [decided[i] for i in order], words, [logits[i] for i in order], [raw[i] for i in order])
-    states = np.concatenate([stack.states for stack in held_out])
-    ece = expected_calibration_error(probabilities(np.concatenate([logits[i] for i in order])), states)
-    return Judged(held_out, [logits[i] for i in order], [decided[i] for i in order], metrics, ece)
+    fits = {}
+    for fold in set(fold_of.values()):
+        others = [i for i, stack in enumerate(held_out) if fold_of[stack.subject] != fold] or range(len(held_out))
+        fits[fold] = fit_all([held_out[i] for i in others], [cosines[i] for i in others], start, smoothing_mm, words)
+    own = [fits[fold_of[stack.subject]] for stack in held_out]
+    logits = [fit.logits(c, stack.positions) for fit, c, stack in zip(own, cosines, held_out, strict=True)]
+    decided = [decide(z, fit.thresholds, words)[1] for z, fit in zip(logits, own, strict=True)]
+    unmended = [decisions(z, fit.thresholds) for z, fit in zip(logits, own, strict=True)]
+    return Judged(held_out, logits, decided, measure(held_out, decided, words, logits, unmended))

@@ -97,11 +97,11 @@ class Trainer:
                 bar.update(task, advance=1, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
                 if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
                     self._evaluate(losses)
-        return Metrics(**max(self.history, key=_score)["metrics"])
+        return Metrics(**max(self.history, key=score_of)["metrics"])
 
     def _stalled(self) -> bool:
         """The best checkpoint is `patience` evaluations old."""
-        best = max(range(len(self.history)), key=lambda i: _score(self.history[i]), default=0)
+        best = max(range(len(self.history)), key=lambda i: score_of(self.history[i]), default=0)
         return len(self.history) - 1 - best >= self.config.train.patience
 
     def _one_step(self) -> dict[str, float]:
@@ -203,7 +203,7 @@ class Trainer:
         calibration = uncalibrated(self.averaged.logit_scale.exp().item(), self.criterion.bias)
         directions = self.criterion.unit_directions()
         metrics = evaluate(self.averaged_encoders(), self.val, self.config.preprocess, calibration, directions)
-        best = not self.history or metrics.score >= max(_score(row) for row in self.history)
+        best = not self.history or metrics.score >= max(score_of(row) for row in self.history)
         self.history.append({"step": self.step, "at": time.time(), "losses": losses, "metrics": metrics.to_json()})
         (self.run / "metrics.json").write_text(json.dumps(self.history, indent=1))
         curves(self.history, self.run / "curves.png")
@@ -244,7 +244,7 @@ class Trainer:
         self.random.setstate(state["random"])
 
 
-def _score(row: dict[str, Any]) -> float:
+def score_of(row: dict[str, Any]) -> float:
     return float(row["metrics"]["score"])
 
 

@@ -12,7 +12,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
-from dicom_node.errors import Retry
+from dicom_node.errors import Quarantine, Retry
 from dicom_node.send import WANTED, preflight
 from dicom_node.settings import Peer
 from dicom_node.status import accepted
@@ -57,3 +57,8 @@ def test_a_peer_without_reports_is_told_apart(takes_pictures: bool) -> None:
 def test_a_peer_that_is_not_there_is_said_to_be_so() -> None:
     with pytest.raises(Retry, match="cannot be reached"):
         preflight(a_peer(free_port()), "ANATOMY")
+
+
+def test_a_peer_without_a_port_is_not_said_to_refuse() -> None:
+    with pytest.raises(Quarantine, match=r"add port = "):
+        preflight(Peer(name="ct1", ae_title="CT1", host="127.0.0.1"), "ANATOMY")

@@ -238,6 +238,8 @@ def test_a_classifier_without_sentences_can_be_compared(tmp_path: Path):
     fit(config, tiny_corpus(config.preprocess), tmp_path / "run")
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert history[-1]["losses"]["labels"] < history[0]["losses"]["labels"]
+    with pytest.raises(ValueError, match="classifier"):
+        export(tmp_path / "run", tmp_path / "bundle", config, tiny_corpus(config.preprocess), "0.0.1")
 
 
 def test_a_plain_recipe_trains_too(tmp_path: Path):
