@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import maximum_filter1d, minimum_filter1d
+from torch.nn.functional import interpolate
 
 from labeler.prompts import Modality
 from labeler.slices import FloatImage, shrink
@@ -101,7 +102,7 @@ def prepare(planes: Sequence[FloatImage], mm: float | None, modality: Modality, 
 
 def picture_of_canvas(square: Canvas, modality: Modality, spec: PreprocessSpec) -> Pictures:
     """The second half of `prepare`: canvases -> pictures uint8 (n, size, size, 3)."""
-    shown = window(np.stack([_resize(plane, spec.size) for plane in square.values]), modality, spec)
+    shown = window(_resized(square.values, spec.size), modality, spec)
     if spec.ruler_strip:
         length = ruler_pixels(square.mm, spec)
         shown[:, -spec.ruler_strip :] = 0
@@ -131,7 +132,7 @@ def canvas(planes: Sequence[FloatImage], mm: float | None, modality: Modality, s
     body = squares > (spec.body_hu if modality == "CT" else spec.body_mr)
     top, left, side = _body_square(body, spec)
     cut = _cut(squares, top, left, side, empty)
-    resized = np.stack([_resize(plane, spec.canvas) for plane in cut])
+    resized = _resized(cut, spec.canvas)
     shrunk = max(planes[0].shape) / max(small[0].shape)
     return Canvas(resized, None if mm is None else mm * shrunk * side / spec.canvas)
 
@@ -139,11 +140,19 @@ def canvas(planes: Sequence[FloatImage], mm: float | None, modality: Modality, s
 def window(values: NDArray[np.float32], modality: Modality, spec: PreprocessSpec) -> Pictures:
     """Three grey channels: CT windows, or MR gammas. (..., rows, columns) -> uint8 (..., rows, columns, 3)."""
     if modality == "CT":
-        channels = [(values - (level - width / 2)) / width for level, width in spec.ct_windows]
+        channels = ((values - (level - width / 2)) / width for level, width in spec.ct_windows)
     else:
-        channels = [np.clip(values, 0, 1) ** gamma for gamma in spec.mr_gammas]
-    stacked = np.clip(np.stack(channels, axis=-1), 0, 1)
-    return (stacked * 255 + 0.5).astype(np.uint8)
+        channels = (np.clip(values, 0, 1) ** gamma for gamma in spec.mr_gammas)
+    shown = [_grey(channel) for channel in channels]
+    return np.stack(shown, axis=-1)
+
+
+def _grey(share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """0..1 -> 0..255, in place until the last step: this runs for every image of every study."""
+    np.clip(share, 0, 1, out=share)
+    share *= 255
+    share += 0.5
+    return share.astype(np.uint8)
 
 
 def _limits(planes: Sequence[FloatImage], modality: Modality, spec: PreprocessSpec) -> tuple[float, float] | None:
@@ -187,13 +196,21 @@ def _body_square(body: NDArray[np.bool_], spec: PreprocessSpec) -> tuple[int, in
 
 
 def _opened(body: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Binary opening of every plane by a square of that width, one axis after the other."""
-    values = body.view(np.uint8)
-    for axis in (1, 2):
-        values = minimum_filter1d(values, width, axis=axis, mode="constant")
-    for axis in (1, 2):
-        values = maximum_filter1d(values, width, axis=axis, mode="constant")
-    return values.view(np.bool_)
+    """Binary opening of every plane by a square of that width, one axis after the other; outside is not body."""
+    for join in (np.logical_and, np.logical_or):
+        for axis in (1, 2):
+            body = reduce(join, _neighbours(body, width, axis))
+    return body
+
+
+def _neighbours(body: NDArray[np.bool_], width: int, axis: int) -> Iterator[NDArray[np.bool_]]:
+    """The planes moved along an axis by each step within that width."""
+    around = [(0, 0)] * body.ndim
+    around[axis] = (width // 2, (width - 1) // 2)
+    wide = np.pad(body, around)
+    for shift in range(width):
+        step = slice(shift, shift + body.shape[axis])
+        yield wide[:, step] if axis == 1 else wide[:, :, step]
 
 
 def _cut(squares: NDArray[np.float32], top: int, left: int, side: int, empty: float) -> NDArray[np.float32]:
@@ -206,8 +223,10 @@ def _cut(squares: NDArray[np.float32], top: int, left: int, side: int, empty: fl
     return out
 
 
-def _resize(plane: FloatImage, side: int) -> FloatImage:
-    if plane.shape == (side, side):
-        return plane
-    picture = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR), dtype=np.float32)
+def _resized(squares: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Square planes (n, k, k) -> (n, side, side), bilinear and without aliasing."""
+    if squares.shape[1:] == (side, side):
+        return squares
+    planes = torch.from_numpy(squares)[:, None]
+    resized: NDArray[np.float32] = interpolate(planes, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
+    return resized

@@ -6,7 +6,7 @@ import hashlib
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class Vocabulary:
     regions: tuple[Region, ...]
     sha256: str
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(label.name for label in self.labels)
 

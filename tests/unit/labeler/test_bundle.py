@@ -13,6 +13,7 @@ from transformers import CLIPModel
 from labeler.bundle import MANIFEST, default_bundle, file_sha256
 from labeler.errors import BundleMismatch, BundleMissing, InputError
 from labeler.label import Labeler
+from labeler.model import load_encoders
 from labeler.slices import Series, Source, make_plane, make_series
 from tests.learning import a_plain_clip
 
@@ -107,6 +108,16 @@ def test_our_loader_computes_what_transformers_computes(plain_clip: Path):
         features = theirs.get_image_features(encoders.pixels(pictures)).pooler_output
     expected = torch.nn.functional.normalize(features, dim=-1).numpy()
     assert np.allclose(encoders.images(pictures), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", [{}, {"do_rescale": False}, {"do_normalize": False}], ids=str)
+def test_the_quick_way_to_tensors_is_the_processor_s(plain_clip: Path, setting: dict[str, bool]):
+    encoders = load_encoders(plain_clip)
+    for name, value in setting.items():
+        setattr(encoders.processor, name, value)
+    pictures = np.random.default_rng(2).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    theirs = encoders.processor(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
+    assert torch.allclose(encoders.pixels(pictures), theirs["pixel_values"], atol=1e-4)
 
 
 def test_inputs_that_are_not_there_are_explained(tmp_path: Path):
