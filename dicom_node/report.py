@@ -102,7 +102,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
     content = _content(answer, context, header)
     report = Comprehensive3DSR(
         evidence=_evidence(answer, header),
-        content=content,
+        content=_without_children(content),
         series_instance_uid=report_series_uid(str(header.SeriesInstanceUID)),
         series_number=_SERIES_NUMBER_BASE + abs(int(header.get("SeriesNumber") or 0)) % 10000,
         sop_instance_uid=uid_of(answer, context),
@@ -125,6 +125,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
         specific_character_set=character_set(context.header),
         content_qualification="RESEARCH",
     )
+    report.ContentSequence = content.ContentSequence
     _settle(report, context)
     return report
 
@@ -394,6 +395,14 @@ def _title(name: str, words: Vocabulary) -> str:
 
 def _concept(code: Code) -> CodedConcept:
     return CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def _without_children(root: Dataset) -> Dataset:
+    """highdicom copies and searches the whole tree it is given, which costs most of the time; it needs the root only."""
+    bare = Dataset()
+    bare.update({element.tag: element for element in root if element.keyword != "ContentSequence"})
+    bare.ContentSequence = root.ContentSequence[:1]
+    return bare
 
 
 def _separate(item: Dataset) -> None:
