@@ -24,6 +24,7 @@ from dicom_node import report as reports
 from dicom_node.errors import Quarantine, Retry, Superseded
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
+from dicom_node.rendition import rendition
 from dicom_node.send import store
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
@@ -186,7 +187,7 @@ class Pipeline:
         if due is None:
             return None
         try:
-            status = store(due.path, self.settings.peer(destination), self.settings.ae_title)
+            stored = store(due.path, self.settings.peer(destination), self.settings.ae_title, rendition)
         except Retry as reason:
             wait = pause(due.attempt, self.settings.longest_pause)
             self.ledger.settle_delivery(due, Delivery.WAITING, str(reason), self.clock() + wait)
@@ -202,8 +203,8 @@ class Pipeline:
             self.ledger.settle_delivery(due, Delivery.FAILED, str(reason))
             log.error("delivery failed", report_uid=report_uid, reason=str(reason))
             return Delivery.FAILED
-        self.ledger.settle_delivery(due, Delivery.SENT, f"0x{status:04X}")
-        log.info("delivered", report_uid=report_uid, destination=destination, status=f"0x{status:04X}")
+        self.ledger.settle_delivery(due, Delivery.SENT, str(stored))
+        log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
         return Delivery.SENT
 
 

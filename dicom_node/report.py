@@ -398,7 +398,7 @@ def _concept(code: Code) -> CodedConcept:
 
 
 def _without_children(root: Dataset) -> Dataset:
-    """highdicom copies and searches the whole tree it is given, which costs most of the time; it needs the root only."""
+    """highdicom copies and searches the whole tree that it is given, at most of the price, and needs the root only."""
     bare = Dataset()
     bare.update({element.tag: element for element in root if element.keyword != "ContentSequence"})
     bare.ContentSequence = root.ContentSequence[:1]

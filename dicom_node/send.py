@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     BasicTextSRStorage,
@@ -33,46 +35,69 @@ from dicom_node.settings import Peer
 STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
 #: Seconds to wait for a connection, an association and an answer.
 _PATIENCE = 15
-_PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+
+#: Classes that a report may take, the best first.
+REPORT_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
+#: Makes an object of that class of a report.
+Render = Callable[[Dataset, UID], Dataset]
 
 #: What a peer is asked for by `preflight`: the classes that a report may take, best first, and its pictures.
 WANTED: dict[UID, tuple[UID, ...]] = {
-    Verification: _PLAIN,
-    Comprehensive3DSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
-    ComprehensiveSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
-    EnhancedSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
-    BasicTextSRStorage: (*_PLAIN, DeflatedExplicitVRLittleEndian),
-    SecondaryCaptureImageStorage: (*_PLAIN, RLELossless),
+    Verification: PLAIN,
+    **dict.fromkeys(REPORT_CLASSES, (*PLAIN, DeflatedExplicitVRLittleEndian)),
+    SecondaryCaptureImageStorage: (*PLAIN, RLELossless),
 }
 
 
-def store(path: Path, peer: Peer, calling_ae: str) -> int:
-    """Send one file by C-STORE; returns the status when the peer has stored it.
+@dataclass(frozen=True)
+class Stored:
+    """What a peer has stored: its answer, and the object as it was sent."""
 
-    Proposes the file's own SOP class and nothing else, with the two uncompressed little-endian syntaxes.
+    status: int
+    sop_class_uid: UID
+    sop_instance_uid: str
+
+    def __str__(self) -> str:
+        return f"0x{self.status:04X}, as {self.sop_class_uid.name}"
+
+
+def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None) -> Stored:
+    """Send one file by C-STORE; returns when the peer has stored it.
+
+    Proposes the file's own SOP class and, for a report that can be rendered, all of `REPORT_CLASSES`: where the peer
+    does not take the first, it gets the report in the best class that it takes.
 
     Raises:
         Retry: the peer cannot be reached, is out of resources, or gave no answer.
         Quarantine: the peer will not take this object, however often it is sent.
     """
     data_set = dcmread(path)
-    syntaxes = [data_set.file_meta.TransferSyntaxUID]
-    if ExplicitVRLittleEndian in syntaxes:
-        syntaxes.append(ImplicitVRLittleEndian)
-    with _associated(peer, calling_ae, [(data_set.SOPClassUID, syntaxes)]) as association:
+    own = UID(data_set.SOPClassUID)
+    wanted = REPORT_CLASSES if render and own in REPORT_CLASSES else (own,)
+    with _associated(peer, calling_ae, [(sop_class, _syntaxes_of(data_set)) for sop_class in wanted]) as association:
+        accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        best = own if own in accepted else next(sop_class for sop_class in wanted if sop_class in accepted)
+        sent = render(data_set, best) if render else data_set
         try:
-            answer = association.send_c_store(data_set)
+            answer = association.send_c_store(sent)
         except (ValueError, RuntimeError) as error:
             raise Retry(f"{_at(peer)}: {error}") from error
     status = answer.get("Status")
     if status is None:
         raise Retry(f"{_at(peer)}: no answer to C-STORE within {_PATIENCE} s")
     if status in STORED:
-        return int(status)
+        return Stored(int(status), UID(sent.SOPClassUID), str(sent.SOPInstanceUID))
     told = f"{_at(peer)} answered 0x{status:04X} {answer.get('ErrorComment', '')}".strip()
     if 0xA700 <= status <= 0xA7FF or status in (0x0110, 0x0210):
         raise Retry(told)
     raise Quarantine(told)
+
+
+def _syntaxes_of(data_set: Dataset) -> list[UID]:
+    """The file's own transfer syntax, and Implicit VR Little Endian, which every peer knows, where it is as plain."""
+    own = data_set.file_meta.TransferSyntaxUID
+    return [own, ImplicitVRLittleEndian] if own == ExplicitVRLittleEndian else [own]
 
 
 def echo(peer: Peer, calling_ae: str) -> None:
@@ -81,7 +106,7 @@ def echo(peer: Peer, calling_ae: str) -> None:
     Raises:
         Retry: it does not; the message says where it stopped.
     """
-    with _associated(peer, calling_ae, [(Verification, _PLAIN)]) as association:
+    with _associated(peer, calling_ae, [(Verification, PLAIN)]) as association:
         answer = association.send_c_echo()
     status = answer.get("Status")
     if status != 0x0000:

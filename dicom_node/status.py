@@ -8,14 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydicom.uid import UID, Comprehensive3DSRStorage
+from pydicom.uid import UID
 from rich.table import Table
 from sqlalchemy import select
 
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.schema import delivery, not_labelled, refusal, study
-from dicom_node.send import echo
+from dicom_node.send import PLAIN, REPORT_CLASSES, echo
 from dicom_node.settings import Settings
 from dicom_node.study import State
 
@@ -110,16 +110,19 @@ def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[
 
 
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
-    """What `send.preflight` learnt, and whether our reports (Comprehensive 3D SR) would be stored."""
+    """What `send.preflight` learnt, and whether our reports would be stored in one class or another."""
     rows = [
         (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or "[red]not accepted[/red]")
         for sop_class, syntaxes in found.items()
     ]
-    takes_reports = bool(found.get(Comprehensive3DSRStorage))
     table = _table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
-    if not takes_reports:
-        table.caption = f"{peer} would refuse our reports: let it accept {Comprehensive3DSRStorage.name}"
-    return table, takes_reports
+    best = next((sop_class for sop_class in REPORT_CLASSES if set(PLAIN) & set(found.get(sop_class, ()))), None)
+    table.caption = (
+        f"reports would go there as {best.name}"
+        if best
+        else f"{peer} would refuse our reports: let it accept {REPORT_CLASSES[0].name} in Implicit VR Little Endian"
+    )
+    return table, best is not None
 
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -18,15 +19,16 @@ from dicom_node.uids import is_uid
 class Archive:
     """Keeps reports under a folder; `with Archive(...) as archive` listens on `archive.port`."""
 
-    def __init__(self, folder: Path, ae_title: str) -> None:
-        self.folder, self.ae_title = folder, ae_title
+    def __init__(self, folder: Path, ae_title: str, takes: Sequence[str] = (Comprehensive3DSRStorage,)) -> None:
+        self.folder, self.ae_title, self.takes = folder, ae_title, takes
         self._server: ThreadedAssociationServer | None = None
 
     def __enter__(self) -> Archive:
         self.folder.mkdir(parents=True, exist_ok=True)
         entity = AE(self.ae_title)
         entity.add_supported_context(Verification)
-        entity.add_supported_context(Comprehensive3DSRStorage)
+        for sop_class in self.takes:
+            entity.add_supported_context(sop_class)
         handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_C_ECHO, lambda _: 0x0000)]
         self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         return self

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTImageStorage
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, EnhancedSRStorage
 
 from dicom_node.dataset import file_header, identify
 from dicom_node.demo.archive import Archive
@@ -18,13 +18,14 @@ from dicom_node.ledger import Ledger
 from dicom_node.pipeline import Pipeline
 from dicom_node.receive import as_instance
 from dicom_node.schema import not_labelled
+from dicom_node.send import REPORT_CLASSES
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from dicom_node.status import overview, story
 from dicom_node.study import Delivery, Sender, State
 from labeler.label import Labeler
 from tests.factories import a_series, changed
-from tests.support import free_port
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
 from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
 
 LABELER = Labeler.load(device="cpu")
@@ -257,16 +258,25 @@ def test_what_the_archive_answers_decides(tmp_path: Path, status: int, outcome: 
         server.shutdown()
 
 
+@pytest.mark.parametrize("takes", REPORT_CLASSES, ids=lambda uid: uid.name)
+def test_an_archive_gets_the_best_class_that_it_takes(tmp_path: Path, takes: UID) -> None:
+    with Archive(tmp_path / "archive", "PACS", [takes, BasicTextSRStorage]) as archive:
+        bench = Bench(tmp_path / "home", archive.port)
+        uid = bench.take(a_series("torso", 3, name="class"))
+        bench.label(uid)
+        assert bench.deliver(uid) == [Delivery.SENT]
+        (path,) = archive.folder.glob("*.dcm")
+        assert dcmread(path).SOPClassUID == takes
+        assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) == []
+        assert f"as {takes.name}" in told(story(bench.ledger, uid))
+        bench.ledger.engine.dispose()
+
+
 def test_an_archive_that_takes_no_such_class_is_named(tmp_path: Path) -> None:
-    entity = AE("PACS")
-    entity.add_supported_context(EnhancedSRStorage)
-    server = entity.start_server(("127.0.0.1", 0), block=False)
-    try:
-        bench = Bench(tmp_path / "home", server.server_address[1])
+    with Archive(tmp_path / "archive", "PACS", [CTImageStorage]) as archive:
+        bench = Bench(tmp_path / "home", archive.port)
         uid = bench.take(a_series("leg", 2, name="class"))
         bench.label(uid)
         assert bench.deliver(uid) == [Delivery.FAILED]
         assert "takes no objects of the SOP class" in told(story(bench.ledger, uid))
         bench.ledger.engine.dispose()
-    finally:
-        server.shutdown()
