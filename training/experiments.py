@@ -130,7 +130,15 @@ def table(found: dict[str, list[Metrics]]) -> str:
             cells.append(_spread([_of_kind(m.average_precision, kind) for m in metrics]))
         cells.append(_spread([m.contradictions for m in metrics], digits=0))
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    return "\n".join([*lines, "", *_gains(found)]) + "\n"
+    return "\n".join([*lines, "", *_by_plane(found), "", *_gains(found)]) + "\n"
+
+
+def _by_plane(found: dict[str, list[Metrics]]) -> list[str]:
+    keys = list(next(iter(found.values()))[0].planes)
+    lines = ["| micro F1 | " + " | ".join(keys) + " |", "|" + " --- |" * (len(keys) + 1)]
+    for name, metrics in found.items():
+        lines.append("| " + " | ".join([name, *(_spread([m.planes[k] for m in metrics]) for k in keys)]) + " |")
+    return lines
 
 
 def _gains(found: dict[str, list[Metrics]]) -> list[str]:
