@@ -253,7 +253,7 @@ def test_the_table_of_experiments_is_remade_by_one_call_and_goes_on_after_a_kill
     config = parse_config({**TINY, "train": {**TINY["train"], "steps": 4, "warmup": 1}})
     stacks = tiny_corpus(config.preprocess)
     text = experiments(config, stacks, [], tmp_path, seeds=1)
-    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    rows = [line.split("|")[1].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("| ")][2:]
     assert rows == [variant.name for variant in variants(config)]
     assert "the paper: +47.6%" in text
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/judged.json")}
