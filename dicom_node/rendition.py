@@ -23,6 +23,7 @@ from pydicom.uid import UID, BasicTextSRStorage
 
 from dicom_node.send import REPORT_CLASSES
 from dicom_node.uids import derived
+from labeler.sr import concept_of
 
 _TITLE = CodedConcept("18748-4", "LN", "Diagnostic imaging report")
 _FINDINGS, _FINDING = CodedConcept("121070", "DCM", "Findings"), CodedConcept("121071", "DCM", "Finding")
@@ -99,7 +100,7 @@ def _tell_in_text(made: Dataset, report: Dataset) -> None:
 
 
 def _procedure(item: Dataset) -> bool:
-    return _name(item) == str(codes.DCM.ProcedureReported.value)
+    return concept_of(item) == str(codes.DCM.ProcedureReported.value)
 
 
 def _section(title: CodedConcept, lines: list[TextContentItem]) -> ContainerContentItem | None:
@@ -132,20 +133,15 @@ def _line(name: CodedConcept, text: str, image: Dataset | None = None) -> TextCo
 def _summaries(report: Dataset) -> Iterator[tuple[str, Dataset]]:
     """Readable line and best image of every Measurement Group that measures something."""
     for box in report.ContentSequence:
-        for group in box.get("ContentSequence", []) if _name(box) == codes.DCM.ImagingMeasurements.value else ():
+        for group in box.get("ContentSequence", []) if concept_of(box) == codes.DCM.ImagingMeasurements.value else ():
             items = list(group.get("ContentSequence", []))
             if any(item.ValueType == "NUM" for item in items):
-                title = next(item.TextValue for item in items if _name(item) == codes.DCM.TrackingIdentifier.value)
+                title = next(item.TextValue for item in items if concept_of(item) == codes.DCM.TrackingIdentifier.value)
                 yield str(title), next(item for item in items if item.ValueType == "IMAGE")
 
 
 def _remarks(report: Dataset) -> Iterator[str]:
     """The texts of the Qualitative Evaluations."""
     for box in report.ContentSequence:
-        if box.ValueType == "CONTAINER" and _name(box) != codes.DCM.ImagingMeasurements.value:
+        if box.ValueType == "CONTAINER" and concept_of(box) != codes.DCM.ImagingMeasurements.value:
             yield from (str(item.TextValue) for item in box.get("ContentSequence", []) if item.ValueType == "TEXT")
-
-
-def _name(item: Dataset) -> str:
-    names = item.get("ConceptNameCodeSequence")
-    return str(names[0].CodeValue) if names else ""

@@ -7,8 +7,7 @@ then slab groups, one per run of consecutive images with the same labels, which 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -22,38 +21,29 @@ from highdicom.sr import (
     ContainerContentItem,
     ContentSequence,
     DeviceObserverIdentifyingAttributes,
-    FindingSite,
     LanguageOfContentItemAndDescendants,
-    Measurement,
-    MeasurementsAndQualitativeEvaluations,
     ObservationContext,
     ObserverContext,
     RelationshipTypeValues,
-    SourceImageForMeasurementGroup,
     TextContentItem,
-    TrackingIdentifier,
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__
+from dicom_node.groups import coded, shown_name, slabs, summaries
 from dicom_node.header import Agreement, Verdict, character_set, compare, safe_header
 from dicom_node.uids import derived, report_series_uid, report_uid
-from labeler.result import BundleInfo, Finding, SeriesLabels, SliceLabels
+from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
-from labeler.vocabulary import Code, Vocabulary, vocabulary
+from labeler.vocabulary import Vocabulary, vocabulary
 
 MANUFACTURER = "dicom-node project"
 MODEL_NAME = "anatomy node"
 #: Report series are numbered behind the acquired ones.
 _SERIES_NUMBER_BASE = 90000
 
-_CERTAINTY = codes.DCM.CertaintyOfFinding
-_PERCENT = CodedConcept("%", "UCUM", "Percent")
-_MAXIMUM, _MEAN = CodedConcept("56851009", "SCT", "Maximum"), CodedConcept("373098007", "SCT", "Mean")
-_BODY_PART = CodedConcept("38866009", "SCT", "Body part")
-_STRUCTURE = CodedConcept("91723000", "SCT", "Anatomical Structure")
 _QUALITATIVE = CodedConcept("C0034375", "UMLS", "Qualitative Evaluations")
 _TARGET_REGION = CodedConcept("123014", "DCM", "Target Region")
 _ENGLISH = CodedConcept("en-US", "RFC5646", "English (United States)")
@@ -233,7 +223,8 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
     algorithm = AlgorithmIdentification(name=bundle.name, version=bundle.version, parameters=_parameters(bundle))
     measurements = ContainerContentItem(codes.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
     measurements.ContentSequence = ContentSequence(algorithm)
-    for group in (*_summaries(answer, words), *_slabs(answer, words)):
+    tracked = (str(answer.series_instance_uid), bundle.fingerprint)
+    for group in (*summaries(answer.slices, answer.findings, words, tracked), *slabs(answer.slices, words, tracked)):
         measurements.ContentSequence.extend(group)
     root = ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
     root.ContentSequence = ContentSequence(
@@ -269,100 +260,12 @@ def _parameters(bundle: BundleInfo) -> list[str]:
     return [f"{key}={value}" for key, value in {**common, "threshold": f"{usual:g}", **own}.items()]
 
 
-def _summaries(answer: SeriesLabels, words: Vocabulary) -> Iterator[MeasurementsAndQualitativeEvaluations]:
-    """One readable group per station, then per organ."""
-    for finding in answer.findings:
-        yield _group(
-            answer,
-            f"{_title(finding.name, words)}: {_extent(answer, finding)}",
-            f"summary {finding.name}",
-            _BODY_PART if finding.kind == "station" else _STRUCTURE,
-            [finding.name],
-            [answer.slices[finding.best]],
-            words,
-            [_certainty(finding.certainty, _MAXIMUM), _certainty(finding.mean_certainty, _MEAN)],
-        )
-
-
-def _extent(answer: SeriesLabels, finding: Finding) -> str:
-    numbers = [_range(answer, first, last) for first, last in finding.ranges[:6]]
-    more = " ..." if len(finding.ranges) > 6 else ""
-    best = answer.slices[finding.best].source.shown_number
-    return (
-        f"images {', '.join(numbers)}{more} ({finding.count} of {len(answer.slices)}), "
-        f"best {best}, certainty {finding.certainty:.0%}"
-    )
-
-
-def _range(answer: SeriesLabels, first: int, last: int) -> str:
-    start, end = (answer.slices[position].source.shown_number for position in (first, last))
-    return str(start) if first == last else f"{start}-{end}"
-
-
-def _slabs(answer: SeriesLabels, words: Vocabulary) -> Iterator[MeasurementsAndQualitativeEvaluations]:
-    """One group per longest run of consecutive images that show exactly the same."""
-    for first, last in slab_ranges(answer.slices):
-        present = answer.slices[first].present
-        if not present:
-            continue
-        stations = [_title(name, words) for name in present if words[name].kind == "station"]
-        organs = len(present) - len(stations)
-        noun = "Image" if first == last else "Images"
-        title = f"{noun} {_range(answer, first, last)}: {', '.join(stations) or 'no station'}; {organs} organs"
-        slices = answer.slices[first : last + 1]
-        yield _group(answer, title, f"slab {first}", _STRUCTURE, present, slices, words)
-
-
-def slab_ranges(slices: Sequence[SliceLabels]) -> Iterator[tuple[int, int]]:
-    """Inclusive positions of runs with one label set and one orientation."""
-    start = 0
-    for position in range(1, len(slices) + 1):
-        here = slices[position] if position < len(slices) else None
-        if here is None or (here.present, here.plane) != (slices[start].present, slices[start].plane):
-            yield start, position - 1
-            start = position
-
-
-def _group(
-    answer: SeriesLabels,
-    title: str,
-    key: str,
-    finding: CodedConcept,
-    names: Sequence[str],
-    slices: Sequence[SliceLabels],
-    words: Vocabulary,
-    measurements: list[Measurement] | None = None,
-) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501; the Tracking UID is unique in the report, since viewers merge groups that share one."""
-    tracking = derived("group", str(answer.series_instance_uid), answer.bundle.fingerprint, key)
-    return MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(uid=tracking, identifier=title),
-        finding_type=finding,
-        finding_sites=[FindingSite(anatomic_location=_concept(words[name].code)) for name in names],
-        measurements=measurements,
-        source_images=_references(slices),
-    )
-
-
-def _references(slices: Sequence[SliceLabels]) -> list[SourceImageForMeasurementGroup]:
-    frames: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for item in slices:
-        key = (str(item.source.sop_class_uid), str(item.source.sop_instance_uid))
-        frames[key] += [item.source.frame] if item.source.frame else []
-    return [SourceImageForMeasurementGroup(cls, uid, numbers or None) for (cls, uid), numbers in frames.items()]
-
-
-def _certainty(probability: float, derivation: CodedConcept) -> Measurement:
-    """Certainty of Finding in percent. Older viewers expect a child below every NUM: the derivation is one."""
-    return Measurement(name=_CERTAINTY, value=round(probability * 100, 1), unit=_PERCENT, derivation=derivation)
-
-
 def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> ContainerContentItem:
     """TID 1500 Qualitative Evaluations: the series' station as a code, and a summary that people can read."""
     box = ContainerContentItem(_QUALITATIVE, relationship_type=_CONTAINS)
     region = words.region(answer.stations) if answer.stations else None
     regions = [region.code] if region else [words[name].code for name in answer.stations]
-    items = [CodeContentItem(_TARGET_REGION, _concept(code), relationship_type=_CONTAINS) for code in regions]
+    items = [CodeContentItem(_TARGET_REGION, coded(code), relationship_type=_CONTAINS) for code in regions]
     text = "\r\n".join(_summary_lines(answer, context, words))
     summary = TextContentItem(codes.DCM.Summary, text, relationship_type=_CONTAINS)
     box.ContentSequence = ContentSequence([*items, summary])
@@ -371,8 +274,8 @@ def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> C
 
 def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) -> list[str]:
     verdict = verdict_of(answer, context)
-    stations = "; ".join(_title(name, words) for name in answer.stations)
-    organs = ", ".join(_title(name, words) for name in answer.organs)
+    stations = "; ".join(shown_name(name, words) for name in answer.stations)
+    organs = ", ".join(shown_name(name, words) for name in answer.organs)
     claimed = verdict.claimed or "(empty)"
     lines = [
         f"{len(answer.slices)} images labelled by {answer.bundle.name} {answer.bundle.version}. "
@@ -382,19 +285,10 @@ def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) ->
         f"Organs: {organs or 'none found'}",
     ]
     if answer.unsure:
-        lines.append(f"Not sure: {', '.join(_title(name, words) for name in answer.unsure)}")
+        lines.append(f"Not sure: {', '.join(shown_name(name, words) for name in answer.unsure)}")
     if answer.skipped:
         lines.append(f"{len(answer.skipped)} images not labelled")
     return lines
-
-
-def _title(name: str, words: Vocabulary) -> str:
-    text = words[name].text
-    return text[:1].upper() + text[1:]
-
-
-def _concept(code: Code) -> CodedConcept:
-    return CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def _without_children(root: Dataset) -> Dataset:
@@ -413,4 +307,4 @@ def _separate(item: Dataset) -> None:
         _separate(child)
 
 
-__all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "slab_ranges", "uid_of", "verdict_of"]
+__all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "uid_of", "verdict_of"]

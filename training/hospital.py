@@ -21,13 +21,12 @@ from rich.progress import track
 from labeler.dicom import read_dicom
 from labeler.preprocess import PreprocessSpec, canvas
 from labeler.slices import Plane, Series
-from labeler.vocabulary import Kind, vocabulary
+from labeler.sr import ImageKey, image_keys, read_report
+from labeler.vocabulary import vocabulary
 from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack, States
 from training.totalsegmentator import split_of
 
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
-#: An image, or one frame of it.
-_Key = tuple[str, int | None]
 
 
 @dataclass
@@ -37,7 +36,7 @@ class _Truth:
     known: set[str] = field(default_factory=set)
     #: Images that a person has judged as a whole.
     judged: set[str] = field(default_factory=set)
-    seen: dict[_Key, set[str]] = field(default_factory=lambda: defaultdict(set))
+    seen: dict[ImageKey, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
 def read_hospital(folder: Path, spec: PreprocessSpec) -> Iterator[LabelledStack]:
@@ -121,18 +120,10 @@ def _segment_label(segment: Dataset) -> str | None:
     return found.name if found else None
 
 
-def _source_images(groups: Dataset) -> Iterator[_Key]:
+def _source_images(groups: Dataset) -> Iterator[ImageKey]:
     for derivation in groups.get("DerivationImageSequence", []):
         for source in derivation.get("SourceImageSequence", []):
-            yield from _keys(source)
-
-
-def _keys(reference: Dataset) -> Iterator[_Key]:
-    uid, frames = str(reference.ReferencedSOPInstanceUID), reference.get("ReferencedFrameNumber")
-    if frames is None:
-        yield uid, None
-    else:
-        yield from ((uid, int(frame)) for frame in ([frames] if isinstance(frames, int) else frames))
+            yield from image_keys(source)
 
 
 # -- corrected reports (TID 1500, as dicom_node writes them) -----------------------------------------------------------
@@ -140,37 +131,10 @@ def _keys(reference: Dataset) -> Iterator[_Key]:
 
 def _from_report(report: Dataset, truths: Mapping[str, _Truth]) -> None:
     corrected = report.get("VerificationFlag") == "VERIFIED" and "PredecessorDocumentsSequence" in report
-    evidence = report.get("CurrentRequestedProcedureEvidenceSequence") or []
-    if not corrected or not evidence:
+    said = read_report(report, vocabulary()) if corrected else None
+    if said is None:
         return
-    series = evidence[0].ReferencedSeriesSequence[0]
-    truth = truths[str(series.SeriesInstanceUID)]
-    truth.judged |= {str(item.ReferencedSOPInstanceUID) for item in series.ReferencedSOPSequence}
-    for group in _groups(report):
-        items = list(group.get("ContentSequence", []))
-        if any(item.ValueType == "NUM" for item in items):
-            continue
-        names = {name for item in items if _concept(item) == "363698007" for name in [_site(item)] if name}
-        for item in items:
-            if item.ValueType == "IMAGE":
-                for key in _keys(item.ReferencedSOPSequence[0]):
-                    truth.seen[key] |= names
-
-
-def _groups(report: Dataset) -> Iterator[Dataset]:
-    """Measurement Groups (125007, DCM) of the Imaging Measurements (126010, DCM)."""
-    for container in report.get("ContentSequence", []):
-        if _concept(container) == "126010":
-            yield from (item for item in container.get("ContentSequence", []) if _concept(item) == "125007")
-
-
-def _concept(item: Dataset) -> str:
-    sequence = item.get("ConceptNameCodeSequence")
-    return str(sequence[0].CodeValue) if sequence else ""
-
-
-def _site(item: Dataset) -> str | None:
-    code = item.ConceptCodeSequence[0]
-    kinds: tuple[Kind, ...] = ("station", "organ")
-    found = (vocabulary().of_code(str(code.CodingSchemeDesignator), str(code.CodeValue), kind) for kind in kinds)
-    return next((label.name for label in found if label), None)
+    truth = truths[said.series_instance_uid]
+    truth.judged |= {uid for _, uid in said.images}
+    for key, names in said.seen.items():
+        truth.seen[key] |= names

@@ -1,0 +1,137 @@
+"""The Measurement Groups of a report (PS3.16 TID 1501): what was seen where. Pure.
+
+Each Finding Site of a group was seen on each IMAGE that the group references. First come readable summary groups, one
+per station and organ; then slab groups, one per run of consecutive images with the same labels, which lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from highdicom.sr import (
+    CodedConcept,
+    FindingSite,
+    Measurement,
+    MeasurementsAndQualitativeEvaluations,
+    SourceImageForMeasurementGroup,
+    TrackingIdentifier,
+)
+from pydicom.sr.codedict import codes
+
+from dicom_node.uids import derived
+from labeler.result import Finding, SliceLabels
+from labeler.vocabulary import Code, Vocabulary
+
+#: What the Tracking UIDs of a report are derived from.
+Tracked = tuple[str, ...]
+
+_CERTAINTY = codes.DCM.CertaintyOfFinding
+_PERCENT = CodedConcept("%", "UCUM", "Percent")
+_MAXIMUM, _MEAN = CodedConcept("56851009", "SCT", "Maximum"), CodedConcept("373098007", "SCT", "Mean")
+_BODY_PART = CodedConcept("38866009", "SCT", "Body part")
+_STRUCTURE = CodedConcept("91723000", "SCT", "Anatomical Structure")
+
+
+def summaries(
+    slices: Sequence[SliceLabels],
+    findings: Sequence[Finding],
+    words: Vocabulary,
+    tracked: Tracked,
+    *,
+    by_person: bool = False,
+) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+    """One readable group per station, then per organ; what a person has said bears no certainty of a model."""
+    for finding in findings:
+        sure = "said by a person" if by_person else f"certainty {finding.certainty:.0%}"
+        yield _group(
+            tracked,
+            f"{shown_name(finding.name, words)}: {_extent(slices, finding)}, {sure}",
+            f"summary {finding.name}",
+            _BODY_PART if finding.kind == "station" else _STRUCTURE,
+            [finding.name],
+            [slices[finding.best]],
+            words,
+            None if by_person else [_certainty(finding.certainty, _MAXIMUM), _certainty(finding.mean_certainty, _MEAN)],
+        )
+
+
+def _extent(slices: Sequence[SliceLabels], finding: Finding) -> str:
+    numbers = [_range(slices, first, last) for first, last in finding.ranges[:6]]
+    more = " ..." if len(finding.ranges) > 6 else ""
+    best = slices[finding.best].source.shown_number
+    return f"images {', '.join(numbers)}{more} ({finding.count} of {len(slices)}), best {best}"
+
+
+def _range(slices: Sequence[SliceLabels], first: int, last: int) -> str:
+    start, end = (slices[position].source.shown_number for position in (first, last))
+    return str(start) if first == last else f"{start}-{end}"
+
+
+def slabs(
+    slices: Sequence[SliceLabels], words: Vocabulary, tracked: Tracked
+) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+    """One group per longest run of consecutive images that show exactly the same."""
+    for first, last in slab_ranges(slices):
+        present = slices[first].present
+        if not present:
+            continue
+        stations = [shown_name(name, words) for name in present if words[name].kind == "station"]
+        organs = len(present) - len(stations)
+        noun = "Image" if first == last else "Images"
+        title = f"{noun} {_range(slices, first, last)}: {', '.join(stations) or 'no station'}; {organs} organs"
+        run = slices[first : last + 1]
+        yield _group(tracked, title, f"slab {first}", _STRUCTURE, present, run, words)
+
+
+def slab_ranges(slices: Sequence[SliceLabels]) -> Iterator[tuple[int, int]]:
+    """Inclusive positions of runs with one label set and one orientation."""
+    start = 0
+    for position in range(1, len(slices) + 1):
+        here = slices[position] if position < len(slices) else None
+        if here is None or (here.present, here.plane) != (slices[start].present, slices[start].plane):
+            yield start, position - 1
+            start = position
+
+
+def _group(
+    tracked: Tracked,
+    title: str,
+    key: str,
+    finding: CodedConcept,
+    names: Sequence[str],
+    slices: Sequence[SliceLabels],
+    words: Vocabulary,
+    measurements: list[Measurement] | None = None,
+) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501; the Tracking UID is unique in the report, since viewers merge groups that share one."""
+    tracking = derived("group", *tracked, key)
+    return MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=tracking, identifier=title),
+        finding_type=finding,
+        finding_sites=[FindingSite(anatomic_location=coded(words[name].code)) for name in names],
+        measurements=measurements,
+        source_images=_references(slices),
+    )
+
+
+def _references(slices: Sequence[SliceLabels]) -> list[SourceImageForMeasurementGroup]:
+    frames: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for item in slices:
+        key = (str(item.source.sop_class_uid), str(item.source.sop_instance_uid))
+        frames[key] += [item.source.frame] if item.source.frame else []
+    return [SourceImageForMeasurementGroup(cls, uid, numbers or None) for (cls, uid), numbers in frames.items()]
+
+
+def _certainty(probability: float, derivation: CodedConcept) -> Measurement:
+    """Certainty of Finding in percent. Older viewers expect a child below every NUM: the derivation is one."""
+    return Measurement(name=_CERTAINTY, value=round(probability * 100, 1), unit=_PERCENT, derivation=derivation)
+
+
+def shown_name(name: str, words: Vocabulary) -> str:
+    text = words[name].text
+    return text[:1].upper() + text[1:]
+
+
+def coded(code: Code) -> CodedConcept:
+    return CodedConcept(code.value, code.scheme, code.meaning)

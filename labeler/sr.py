@@ -1,0 +1,87 @@
+"""Labels as a TID 1500 report carries them (PS3.16, Measurement Groups of TID 1501). Reading only.
+
+The rule of the encoding: each Finding Site of a Measurement Group was seen on each image that the group references.
+Groups with numbers sum up; those without, one per run of images with the same labels, lose nothing and are read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+from labeler.vocabulary import Kind, Vocabulary
+
+#: SOP Instance UID of an image, and the number of one of its frames where the report names frames.
+ImageKey = tuple[str, int | None]
+
+_IMAGING_MEASUREMENTS, _MEASUREMENT_GROUP, _FINDING_SITE = "126010", "125007", "363698007"
+
+
+@dataclass(frozen=True)
+class ReportedLabels:
+    """What a report says.
+
+    Attributes:
+        series_instance_uid: of the images that it is about.
+        images: SOP Class and SOP Instance UID of every image that it judges, in the report's order.
+        seen: labels per image that shows any; an image of `images` that is not here shows none.
+    """
+
+    series_instance_uid: str
+    images: tuple[tuple[str, str], ...]
+    seen: Mapping[ImageKey, frozenset[str]]
+
+
+def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
+    """The labels of a report; None for an object without evidence. Codes that are no label of ours are passed over."""
+    evidence = report.get("CurrentRequestedProcedureEvidenceSequence")
+    if not evidence:
+        return None
+    series = evidence[0].ReferencedSeriesSequence[0]
+    images = tuple(
+        (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)) for item in series.ReferencedSOPSequence
+    )
+    seen: dict[ImageKey, set[str]] = defaultdict(set)
+    for items in _groups(report):
+        names = {name for item in items if concept_of(item) == _FINDING_SITE for name in [_label(item, words)] if name}
+        for item in items:
+            if item.ValueType == "IMAGE":
+                for key in image_keys(item.ReferencedSOPSequence[0]):
+                    seen[key] |= names
+    labels = {key: frozenset(names) for key, names in seen.items()}
+    return ReportedLabels(str(series.SeriesInstanceUID), images, labels)
+
+
+def _groups(report: Dataset) -> Iterator[list[Dataset]]:
+    """Items of every Measurement Group without numbers."""
+    for container in report.get("ContentSequence") or []:
+        if concept_of(container) == _IMAGING_MEASUREMENTS:
+            for group in container.get("ContentSequence") or []:
+                items = list(group.get("ContentSequence") or [])
+                if concept_of(group) == _MEASUREMENT_GROUP and all(item.ValueType != "NUM" for item in items):
+                    yield items
+
+
+def _label(item: Dataset, words: Vocabulary) -> str | None:
+    code = item.ConceptCodeSequence[0]
+    kinds: tuple[Kind, ...] = ("station", "organ")
+    found = (words.of_code(str(code.CodingSchemeDesignator), str(code.CodeValue), kind) for kind in kinds)
+    return next((label.name for label in found if label), None)
+
+
+def concept_of(item: Dataset) -> str:
+    """Code Value of a content item's Concept Name; empty where it has none."""
+    names = item.get("ConceptNameCodeSequence")
+    return str(names[0].get("CodeValue", "")) if names else ""
+
+
+def image_keys(reference: Dataset) -> Iterator[ImageKey]:
+    """The image of one Referenced SOP item, or each of the frames that it names."""
+    uid, frames = str(reference.ReferencedSOPInstanceUID), reference.get("ReferencedFrameNumber")
+    if frames is None:
+        yield uid, None
+    else:
+        yield from ((uid, int(frame)) for frame in ([frames] if isinstance(frames, int) else frames))
