@@ -17,12 +17,15 @@ from highdicom.sr import (
     SourceImageForMeasurementGroup,
     TrackingIdentifier,
 )
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from dicom_node.uids import derived
 from labeler.result import Finding, SliceLabels
 from labeler.vocabulary import Code, Vocabulary
 
+#: Stands in place of a certainty where a person has corrected the model.
+SAID_BY_PERSON = "said by a person"
 #: What the Tracking UIDs of a report are derived from.
 Tracked = tuple[str, ...]
 
@@ -43,7 +46,7 @@ def summaries(
 ) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """One readable group per station, then per organ; what a person has said bears no certainty of a model."""
     for finding in findings:
-        sure = "said by a person" if by_person else f"certainty {finding.certainty:.0%}"
+        sure = SAID_BY_PERSON if by_person else f"certainty {finding.certainty:.0%}"
         yield _group(
             tracked,
             f"{shown_name(finding.name, words)}: {_extent(slices, finding)}, {sure}",
@@ -79,7 +82,8 @@ def slabs(
         stations = [shown_name(name, words) for name in present if words[name].kind == "station"]
         organs = len(present) - len(stations)
         noun = "Image" if first == last else "Images"
-        title = f"{noun} {_range(slices, first, last)}: {', '.join(stations) or 'no station'}; {organs} organs"
+        counted = f"{organs} organ" if organs == 1 else f"{organs} organs"
+        title = f"{noun} {_range(slices, first, last)}: {', '.join(stations) or 'no station'}; {counted}"
         run = slices[first : last + 1]
         yield _group(tracked, title, f"slab {first}", _STRUCTURE, present, run, words)
 
@@ -135,3 +139,11 @@ def shown_name(name: str, words: Vocabulary) -> str:
 
 def coded(code: Code) -> CodedConcept:
     return CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def separate(item: Dataset) -> None:
+    """Containers SEPARATE, not highdicom's CONTINUOUS, with which viewers drop the names of items."""
+    if item.ValueType == "CONTAINER":
+        item.ContinuityOfContent = "SEPARATE"
+    for child in item.get("ContentSequence", []):
+        separate(child)

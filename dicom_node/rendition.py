@@ -21,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID, BasicTextSRStorage
 
+from dicom_node.groups import SAID_BY_PERSON
 from dicom_node.send import REPORT_CLASSES
 from dicom_node.uids import derived
 from labeler.sr import concept_of
@@ -131,13 +132,13 @@ def _line(name: CodedConcept, text: str, image: Dataset | None = None) -> TextCo
 
 
 def _summaries(report: Dataset) -> Iterator[tuple[str, Dataset]]:
-    """Readable line and best image of every Measurement Group that measures something."""
-    for box in report.ContentSequence:
-        for group in box.get("ContentSequence", []) if concept_of(box) == codes.DCM.ImagingMeasurements.value else ():
-            items = list(group.get("ContentSequence", []))
-            if any(item.ValueType == "NUM" for item in items):
-                title = next(item.TextValue for item in items if concept_of(item) == codes.DCM.TrackingIdentifier.value)
-                yield str(title), next(item for item in items if item.ValueType == "IMAGE")
+    """Readable line and best image of every Measurement Group that sums up one label."""
+    boxes = (box for box in report.ContentSequence if concept_of(box) == codes.DCM.ImagingMeasurements.value)
+    for group in (group for box in boxes for group in box.ContentSequence if group.ValueType == "CONTAINER"):
+        items = list(group.ContentSequence)
+        title = next(str(i.TextValue) for i in items if concept_of(i) == codes.DCM.TrackingIdentifier.value)
+        if any(item.ValueType == "NUM" for item in items) or title.endswith(SAID_BY_PERSON):
+            yield title, next(item for item in items if item.ValueType == "IMAGE")
 
 
 def _remarks(report: Dataset) -> Iterator[str]:

@@ -32,7 +32,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__
-from dicom_node.groups import coded, shown_name, slabs, summaries
+from dicom_node.groups import coded, separate, shown_name, slabs, summaries
 from dicom_node.header import Agreement, Verdict, character_set, compare, safe_header
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
@@ -236,7 +236,7 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
             _qualitative(answer, context, words),
         ]
     )
-    _separate(root)
+    separate(root)
     return root
 
 
@@ -297,14 +297,6 @@ def _without_children(root: Dataset) -> Dataset:
     bare.update({element.tag: element for element in root if element.keyword != "ContentSequence"})
     bare.ContentSequence = root.ContentSequence[:1]
     return bare
-
-
-def _separate(item: Dataset) -> None:
-    """Containers SEPARATE, not highdicom's CONTINUOUS, with which viewers drop the names of items."""
-    if item.ValueType == "CONTAINER":
-        item.ContinuityOfContent = "SEPARATE"
-    for child in item.get("ContentSequence", []):
-        _separate(child)
 
 
 __all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "uid_of", "verdict_of"]

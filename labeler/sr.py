@@ -46,7 +46,9 @@ def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
     )
     seen: dict[ImageKey, set[str]] = defaultdict(set)
     for items in _groups(report):
-        names = {name for item in items if concept_of(item) == _FINDING_SITE for name in [_label(item, words)] if name}
+        names = {
+            name for item in items if concept_of(item) == _FINDING_SITE for name in [label_of(item, words)] if name
+        }
         for item in items:
             if item.ValueType == "IMAGE":
                 for key in image_keys(item.ReferencedSOPSequence[0]):
@@ -65,7 +67,8 @@ def _groups(report: Dataset) -> Iterator[list[Dataset]]:
                     yield items
 
 
-def _label(item: Dataset, words: Vocabulary) -> str | None:
+def label_of(item: Dataset, words: Vocabulary) -> str | None:
+    """The label that a Finding Site names; None where it is none of ours."""
     code = item.ConceptCodeSequence[0]
     kinds: tuple[Kind, ...] = ("station", "organ")
     found = (words.of_code(str(code.CodingSchemeDesignator), str(code.CodeValue), kind) for kind in kinds)

@@ -1,0 +1,125 @@
+"""A correction says what the person said, keeps what she did not touch, and tells who answers for it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+
+from dicom_node.amend import Change, Verifier, amended, parse_change
+from dicom_node.errors import ConfigurationError
+from dicom_node.report import Context, build, encode
+from labeler.sr import concept_of, read_report
+from labeler.vocabulary import vocabulary
+from tests.factories import a_series, an_answer
+
+WORDS = vocabulary()
+IMAGES = a_series("torso", 6, name="amend")
+ANSWER = an_answer(IMAGES, lambda i: ("chest", "lung") if i < 3 else ("abdomen", "liver"))
+REPORT = build(ANSWER, Context(IMAGES[0], "content", datetime(2026, 1, 2)))
+WHO, WHEN = Verifier("Weber^Ruth", "General Hospital"), datetime(2026, 1, 3, 4, 5, 6)
+
+
+def corrected(*changes: Change, comment: str = "") -> Dataset:
+    said = read_report(REPORT, WORDS)
+    assert said is not None
+    sources = [item.source for item in ANSWER.slices]
+    return amended(REPORT, said, sources, changes, WHO, WHEN, WORDS, comment)
+
+
+def labels(report: Dataset) -> list[set[str]]:
+    said = read_report(report, WORDS)
+    assert said is not None
+    return [set(said.seen.get((uid, None), ())) for _, uid in said.images]
+
+
+def titles(report: Dataset) -> list[str]:
+    box = next(item for item in report.ContentSequence if concept_of(item) == "126010")
+    groups = [group.ContentSequence for group in box.ContentSequence if group.ValueType == "CONTAINER"]
+    return [str(item.TextValue) for group in groups for item in group if concept_of(item) == "112039"]
+
+
+def test_images_say_what_the_person_said() -> None:
+    made = corrected(Change("liver", False, 4, 5), Change("kidney", True, 5, 6))
+    expected = [{"chest", "lung"}] * 3 + [{"abdomen"}, {"abdomen", "kidney"}, {"abdomen", "kidney", "liver"}]
+    assert labels(made) == expected
+
+
+def test_untouched_summaries_keep_their_certainty_and_changed_ones_claim_none() -> None:
+    lines = titles(corrected(Change("liver", False, 4, 5)))
+    assert "Lung: images 1-3 (3 of 6), best 1, certainty 90%" in lines
+    assert "Liver: images 6 (1 of 6), best 6, said by a person" in lines
+    assert not any(line.startswith("Liver") and "certainty" in line for line in lines)
+
+
+def test_it_is_verified_final_and_names_its_predecessor() -> None:
+    made = corrected(Change("liver", False), comment="resected")
+    (observer,) = made.VerifyingObserverSequence
+    assert (made.VerificationFlag, made.PreliminaryFlag, made.CompletionFlag) == ("VERIFIED", "FINAL", "COMPLETE")
+    assert (observer.VerifyingObserverName, observer.VerifyingOrganization) == ("Weber^Ruth", "General Hospital")
+    reference = made.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert reference.ReferencedSOPInstanceUID == REPORT.SOPInstanceUID != made.SOPInstanceUID
+    assert made.SeriesInstanceUID == REPORT.SeriesInstanceUID
+    told = " ".join(str(item.TextValue) for item in made.ContentSequence[-1].ContentSequence if "TextValue" in item)
+    assert "removed liver. resected" in told
+    assert "CORRECTED AND VERIFIED BY A PERSON" in told
+    assert "NOT VERIFIED" not in told
+
+
+def test_the_same_correction_is_the_same_object_and_the_report_stays_as_it_is() -> None:
+    before = encode(REPORT)
+    assert encode(corrected(Change("liver", False))) == encode(corrected(Change("liver", False)))
+    assert encode(REPORT) == before
+
+
+def test_the_target_region_follows() -> None:
+    made = corrected(Change("abdomen", False), Change("liver", False))
+    regions = [i for i in made.ContentSequence[-1].ContentSequence if concept_of(i) == "123014"]
+    assert [region.ConceptCodeSequence[0].CodeMeaning for region in regions] == ["Chest"]
+
+
+def test_a_correction_that_changes_nothing_is_said_to_be_one() -> None:
+    with pytest.raises(ConfigurationError, match="nothing would change: removed heart"):
+        corrected(Change("heart", False))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.builds(Change, st.sampled_from(WORDS.names), st.booleans(), st.integers(1, 6), st.integers(1, 6)).filter(
+            lambda change: (change.first or 0) <= (change.last or 0)
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_whatever_is_changed_reading_gives_it_back(changes: list[Change]) -> None:
+    expected = [set(item.present) for item in ANSWER.slices]
+    for change in changes:
+        for number, shown in enumerate(expected, start=1):
+            if change.touches(number):
+                (shown.add if change.present else shown.discard)(change.label)
+    if expected == [set(item.present) for item in ANSWER.slices]:
+        return
+    assert labels(corrected(*changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("gallbladder", Change("gallbladder", False)),
+        ("liver:12", Change("liver", False, 12, 12)),
+        ("liver:12-40", Change("liver", False, 12, 40)),
+    ],
+)
+def test_changes_as_people_write_them(text: str, change: Change) -> None:
+    assert parse_change(text, WORDS, present=False) == change
+
+
+@pytest.mark.parametrize("text", ["", "liver:", "liver:a-b", "12", "livr"])
+def test_what_is_no_change_is_explained(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"write LABEL|no label is called"):
+        parse_change(text, WORDS, present=True)
