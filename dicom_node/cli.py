@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
+corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
+app.add_typer(corrections_app, name="corrections")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -221,6 +223,65 @@ def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> 
     if not Ledger(settings().ledger_url).retry_study(study):
         raise Quarantine(f"{study}: no such study is quarantined or unlabelled; see `dicom-node status`")
     console.print("queued again")
+
+
+@app.command()
+@explained
+def amend(
+    report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
+    by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
+    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:FIRST-LAST].")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="A label that was missed: LABEL[:FIRST-LAST].")] = None,
+    organization: Annotated[str, typer.Option(help="Where that person works.")] = "",
+    comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
+) -> None:
+    """Correct a report: a VERIFIED successor is written and sent wherever reports go."""
+    from datetime import datetime
+
+    from dicom_node import corrections
+    from dicom_node.amend import Verifier, parse_change
+    from dicom_node.ledger import Ledger
+    from dicom_node.spool import Spool
+    from labeler.vocabulary import vocabulary
+
+    wanted, words = settings(), vocabulary()
+    changes = [parse_change(text, words, present=False) for text in remove or ()]
+    changes += [parse_change(text, words, present=True) for text in add or ()]
+    written = corrections.amend(
+        wanted,
+        Ledger(wanted.ledger_url),
+        Spool(wanted.home),
+        report,
+        changes,
+        Verifier(by, organization),
+        comment,
+        datetime.now().astimezone(),
+    )
+    console.print(f"{written.sop_instance_uid} supersedes {report}: {'; '.join(map(str, changes))}")
+
+
+@corrections_app.callback(invoke_without_command=True)
+@explained
+def corrections(context: typer.Context) -> None:
+    """List what people said about reports, the latest first."""
+    if context.invoked_subcommand is None:
+        from dicom_node.corrections import shown
+        from dicom_node.ledger import Ledger
+
+        console.print(shown(Ledger(settings().ledger_url).remarks()))
+
+
+@corrections_app.command("export")
+@explained
+def corrections_export(
+    folder: Annotated[Path, typer.Argument(help="Where to; `[data] hospital` of a training recipe reads it.")],
+) -> None:
+    """Copy every corrected series with its verified report: training material of your own."""
+    from dicom_node.corrections import export
+    from dicom_node.ledger import Ledger
+
+    written = export(Ledger(settings().ledger_url), folder)
+    console.print(f"{written} corrected series in {folder}")
 
 
 @config_app.command("check")

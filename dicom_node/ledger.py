@@ -11,47 +11,27 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Row, Select, and_, create_engine, event, func, or_, select, update
+from sqlalchemy import Row, Select, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 
 from dicom_node import schema
 from dicom_node.errors import Superseded
-from dicom_node.schema import delivery, instance, not_labelled, refusal, report, study
+from dicom_node.schema import delivery, instance, not_labelled, open_engine, refusal, remark, report, study
 from dicom_node.study import (
     Delivery,
     DueDelivery,
     Instance,
     Lease,
     NotLabelled,
+    Remark,
+    RemarkKind,
     State,
     StudyRow,
     WrittenReport,
 )
 
 Clock = Callable[[], float]
-
-
-def open_engine(url: str) -> Engine:
-    """An engine with the settings that the promises need; SQLite in WAL mode, writers queueing up to 30 s."""
-    if not url.startswith("sqlite"):
-        return create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True)
-    file = make_url(url).database
-    if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(url, connect_args={"timeout": 30})
-
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("pragma journal_mode=wal")
-        connection.execute("pragma synchronous=normal")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("begin immediate")
-
-    return engine
 
 
 class Ledger:
@@ -309,8 +289,14 @@ class Ledger:
             ).one()
         return DueDelivery(report_uid, row.study_uid, destination, Path(row.path), row.attempts, row.fence)
 
-    def settle_delivery(self, due: DueDelivery, state: Delivery, detail: str, next_at: float = 0.0) -> None:
-        """Write down how an attempt ended; the study is SENT when all its deliveries are."""
+    def settle_delivery(
+        self, due: DueDelivery, state: Delivery, detail: str, next_at: float = 0.0, sent_uid: str = ""
+    ) -> None:
+        """Write down how an attempt ended; the study is SENT when all its deliveries are.
+
+        Args:
+            sent_uid: SOP Instance UID of the object that went out, a rendition's where the report did not itself.
+        """
         key = and_(
             delivery.c.report_uid == due.report_uid,
             delivery.c.destination == due.destination,
@@ -322,6 +308,7 @@ class Ledger:
             "lease_until": 0.0,
             "next_at": next_at,
             "sent_at": self.clock() if state == Delivery.SENT else 0.0,
+            "sent_uid": sent_uid,
         }
         with self.engine.begin() as connection:
             if connection.execute(update(delivery).where(key).values(values)).rowcount != 1:
@@ -347,6 +334,32 @@ class Ledger:
             again = {"state": state, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
             return connection.execute(update(study).where(stuck).values(again)).rowcount == 1
 
+    # -- people's remarks --------------------------------------------------------------------------------------------
+
+    def enter_successor(self, written: WrittenReport, destinations: Sequence[str]) -> None:
+        """Enter a report that a person made, and start its deliveries."""
+        with self.engine.begin() as connection:
+            self._enter_report(connection, written, destinations)
+            if destinations:
+                sent = and_(study.c.study_uid == written.study_uid, study.c.state == State.SENT)
+                connection.execute(update(study).where(sent).values(state=State.REPORTED))
+
+    def enter_remark(self, said: Remark, path: Path) -> None:
+        values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
+        with self.engine.begin() as connection:
+            connection.execute(self._insert(remark).values(values).on_conflict_do_nothing())
+
+    def has_heard(self, sop_instance_uid: str) -> bool:
+        """Has this object been taken as a remark, or is it a report of ours?"""
+        heard = self.rows(select(remark.c.kind).where(remark.c.sop_instance_uid == sop_instance_uid))
+        return bool(heard) or self.report_known_as(sop_instance_uid) is not None
+
+    def remarks(self, study_uid: str | None = None) -> list[tuple[Remark, float]]:
+        """Remarks on one study's reports, or on all, with the time they were heard, the latest first."""
+        wanted = select(remark).order_by(remark.c.heard_at.desc())
+        rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
+        return [(_remark(row), row.heard_at) for row in rows]
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def studies(self, condition: Any = True, limit: int | None = None) -> list[StudyRow]:
@@ -368,13 +381,29 @@ class Ledger:
             rows = connection.execute(statement).mappings().all()
         return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
 
-    def current_report(self, source_series_uid: str) -> WrittenReport | None:
-        """The newest report on a series."""
-        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == "")
-        statement = select(report).where(wanted).order_by(report.c.created_at.desc()).limit(1)
+    def report(self, sop_instance_uid: str) -> WrittenReport | None:
+        """The report with this UID, superseded or not."""
+        return self._one_report(report.c.sop_instance_uid == sop_instance_uid)
+
+    def report_known_as(self, sop_instance_uid: str) -> WrittenReport | None:
+        """The report that has this UID or was sent under it."""
+        sent = select(delivery.c.report_uid).where(delivery.c.sent_uid == sop_instance_uid)
+        known = or_(report.c.sop_instance_uid == sop_instance_uid, report.c.sop_instance_uid.in_(sent))
+        return self._one_report(known)
+
+    def is_superseded(self, report_uid: str) -> bool:
+        return bool(self.rows(select(report.c.superseded_by).where(report.c.sop_instance_uid == report_uid))[0][0])
+
+    def _one_report(self, condition: Any) -> WrittenReport | None:
+        statement = select(report).where(condition).order_by(report.c.created_at.desc()).limit(1)
         with self.engine.connect() as connection:
             row = connection.execute(statement).mappings().first()
         return _written(row) if row else None
+
+    def current_report(self, source_series_uid: str) -> WrittenReport | None:
+        """The newest report on a series."""
+        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == "")
+        return self._one_report(wanted)
 
     def reports(self, study_uid: str) -> list[WrittenReport]:
         """All reports on a study, the oldest first."""
@@ -411,4 +440,16 @@ def _written(row: Any) -> WrittenReport:
         path=Path(row["path"]),
         predecessor=None,
         summary=row["summary"],
+    )
+
+
+def _remark(row: Any) -> Remark:
+    return Remark(
+        kind=RemarkKind(row.kind),
+        sop_instance_uid=row.sop_instance_uid,
+        report_uid=row.report_uid,
+        study_uid=row.study_uid,
+        said_by=row.said_by,
+        note=row.note,
+        changes=row.changes,
     )

@@ -21,6 +21,7 @@ import structlog
 from pydicom import dcmread
 
 from dicom_node import report as reports
+from dicom_node.corrections import listen
 from dicom_node.errors import Quarantine, Retry, Superseded
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
@@ -29,7 +30,7 @@ from dicom_node.send import store
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Delivery, Instance, Lease, NotLabelled, State, WrittenReport
-from dicom_node.uids import content_of
+from dicom_node.uids import content_of, report_uid
 from labeler.errors import LabelerError
 
 if TYPE_CHECKING:
@@ -96,22 +97,25 @@ class Pipeline:
                 f"`dicom-node retry {lease.study_uid}`"
             )
         instances = self.ledger.instances(lease.study_uid)
-        labelled = [instance for instance in instances if not instance.conflict]
-        if len({instance.patient_key for instance in labelled}) > 1:
+        taken = [instance for instance in instances if not instance.conflict]
+        images, notes = listen(self.settings, self.ledger, taken)
+        if len({instance.patient_key for instance in images}) > 1:
             raise Quarantine("images of different patients carry this Study Instance UID; nothing is labelled")
         written: list[WrittenReport] = []
-        notes: list[NotLabelled] = []
-        for series in _by_series(labelled):
+        for series in _by_series(images):
             report, left_out = self._series(series)
             notes += left_out
             written += [report] if report else []
         destinations = [peer.name for peer in self.settings.receivers_of_reports]
-        return self.ledger.settle(lease, written, notes, destinations, labelled[-1].peer)
+        return self.ledger.settle(lease, written, notes, destinations, taken[-1].peer)
 
     def _series(self, instances: Sequence[Instance]) -> tuple[WrittenReport | None, list[NotLabelled]]:
         """Label one series; its report (the existing one when nothing has changed) and what was left out."""
         series_uid = instances[0].series_uid
         content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
+        known = self.ledger.report(report_uid(series_uid, content, self.labeler.info.fingerprint))
+        if known is not None and known.path.exists():
+            return known, []
         answer, left_out = self._answer(instances)
         by_path = sorted(instances, key=lambda instance: instance.path)
         notes = [
@@ -203,7 +207,7 @@ class Pipeline:
             self.ledger.settle_delivery(due, Delivery.FAILED, str(reason))
             log.error("delivery failed", report_uid=report_uid, reason=str(reason))
             return Delivery.FAILED
-        self.ledger.settle_delivery(due, Delivery.SENT, str(stored))
+        self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
         return Delivery.SENT
 

@@ -16,6 +16,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.admission import admit
+from dicom_node.audit import AUDIT_CLASSES
 from dicom_node.dataset import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION,
@@ -138,8 +139,9 @@ class Receiver:
         requestor = event.assoc.requestor
         calling = str(requestor.ae_title).strip()
         peer = admit(calling, self.settings.ae_title, requestor.address, self.settings).peer
-        if peer is None or "push" not in peer.may:
-            log.warning("push refused", calling_ae=calling, host=requestor.address, remedy='add "push" to its may')
+        right = "audit" if event.request.AffectedSOPClassUID in AUDIT_CLASSES else "push"
+        if peer is None or not {"push", right} & peer.may:
+            log.warning("push refused", calling_ae=calling, host=requestor.address, remedy=f'add "{right}" to its may')
             return None
         return Sender(calling, requestor.address, peer.name)
 

@@ -22,7 +22,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import UID, BasicTextSRStorage
 
 from dicom_node.groups import SAID_BY_PERSON
-from dicom_node.send import REPORT_CLASSES
+from dicom_node.study import REPORT_CLASSES
 from dicom_node.uids import derived
 from labeler.sr import concept_of
 

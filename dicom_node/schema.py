@@ -1,8 +1,25 @@
-"""The ledger's tables (SQLAlchemy Core); the same for SQLite and PostgreSQL."""
+"""The ledger's tables and engine (SQLAlchemy Core); the same for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+)
+from sqlalchemy.engine import Connection, make_url
 
 metadata = MetaData()
 
@@ -91,8 +108,25 @@ delivery = Table(
     Column("fence", Integer, nullable=False, default=0),
     Column("detail", Text, nullable=False, default=""),
     Column("sent_at", Float, nullable=False, default=0.0),
+    Column("sent_uid", String(64), nullable=False, default=""),
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
+
+#: What people said about reports: disputes and corrections (`audit.Remark`).
+remark = Table(
+    "remark",
+    metadata,
+    Column("sop_instance_uid", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("report_uid", String(64), nullable=False),
+    Column("study_uid", String(64), nullable=False),
+    Column("said_by", Text, nullable=False, default=""),
+    Column("note", Text, nullable=False, default=""),
+    Column("changes", Text, nullable=False, default="{}"),
+    Column("path", Text, nullable=False),
+    Column("heard_at", Float, nullable=False),
+)
+Index("remark_by_report", remark.c.report_uid)
 
 #: Who knocked and was not let in, and objects that were refused.
 refusal = Table(
@@ -105,3 +139,25 @@ refusal = Table(
     Column("count", Integer, nullable=False),
     Column("last_at", Float, nullable=False),
 )
+
+
+def open_engine(url: str) -> Engine:
+    """An engine with the settings that the promises need; SQLite in WAL mode, writers queueing up to 30 s."""
+    if not url.startswith("sqlite"):
+        return create_engine(url.replace("postgresql://", "postgresql+psycopg://", 1), pool_pre_ping=True)
+    file = make_url(url).database
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(url, connect_args={"timeout": 30})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=normal")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("begin immediate")
+
+    return engine

@@ -13,11 +13,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
-    BasicTextSRStorage,
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
     DeflatedExplicitVRLittleEndian,
-    EnhancedSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
@@ -30,6 +26,7 @@ from pynetdicom.sop_class import Verification
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import NotTaken, Quarantine, Retry
 from dicom_node.settings import Peer
+from dicom_node.study import REPORT_CLASSES
 
 #: Success, and the warnings with which the object is stored (PS3.4 Table B.2-1).
 STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
@@ -37,8 +34,6 @@ STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
 _PATIENCE = 15
 PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
-#: Classes that a report may take, the best first.
-REPORT_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
 #: Makes an object of that class of a report.
 Render = Callable[[Dataset, UID], Dataset]
 

@@ -72,8 +72,8 @@ class Peer(BaseModel):
     host: Annotated[str, AfterValidator(_host)]
     #: Where it listens; needed to echo it and to send to it.
     port: Port | None = None
-    #: `push`: may send images to us. `reports`: gets our reports.
-    may: frozenset[Literal["push", "reports"]] = frozenset({"push"})
+    #: `push`: may send images to us. `reports`: gets our reports. `audit`: may dispute and correct them.
+    may: frozenset[Literal["push", "reports", "audit"]] = frozenset({"push"})
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 

@@ -12,12 +12,13 @@ from pydicom.uid import UID
 from rich.table import Table
 from sqlalchemy import select
 
+from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.schema import delivery, not_labelled, refusal, study
-from dicom_node.send import PLAIN, REPORT_CLASSES, echo
+from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
-from dicom_node.study import State
+from dicom_node.study import REPORT_CLASSES, State
 
 
 def overview(ledger: Ledger) -> Iterator[Table]:
@@ -68,6 +69,9 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
     yield _table(
         "Deliveries", ("report", "to", "state", "attempts", "answer"), ledger.rows(select(*columns).where(wanted))
     )
+    remarks = ledger.remarks(study_uid)
+    if remarks:
+        yield shown(remarks)
     notes = select(not_labelled.c.sop_instance_uid, not_labelled.c.reason, not_labelled.c.detail)
     left_out = ledger.rows(notes.where(not_labelled.c.study_uid == study_uid))
     if left_out:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage
+
+#: SOP classes that a report may take, the best first.
+REPORT_CLASSES = (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage, BasicTextSRStorage)
+
 
 class State(StrEnum):
     """Where a study stands."""
@@ -141,3 +146,28 @@ class DueDelivery:
     path: Path
     attempt: int
     fence: int
+
+
+class RemarkKind(StrEnum):
+    DISPUTE = "dispute"
+    CORRECTION = "correction"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A person's word on one of our reports.
+
+    Attributes:
+        sop_instance_uid: of the object that says so.
+        report_uid: of our report.
+        said_by: the person's name as the object gives it; may be empty.
+        changes: how many images gained ("added") and lost ("removed") each label; JSON.
+    """
+
+    kind: RemarkKind
+    sop_instance_uid: str
+    report_uid: str
+    study_uid: str
+    said_by: str
+    note: str
+    changes: str = "{}"

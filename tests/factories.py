@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 
 from dicom_node.demo.phantoms import head, leg, paint, torso, with_noise
@@ -92,4 +94,20 @@ def an_answer(images: list[Dataset], shown: Callable[[int], tuple[str, ...]], fr
         skipped=(Skipped(Source(99, derived("skipped")), Skip.LOCALIZER),),
         bundle=A_BUNDLE,
         series_instance_uid=str(images[0].SeriesInstanceUID),
+    )
+
+
+def a_dispute(report: Dataset, note: str, title: CodedConcept) -> Dataset:
+    """A Key Object Selection as a workstation writes it."""
+    content = KeyObjectSelection(title, [report], description=note)
+    return KeyObjectSelectionDocument(
+        evidence=[report],
+        content=content,
+        series_instance_uid=derived("dispute series", note),
+        series_number=99,
+        sop_instance_uid=derived("dispute", note),
+        instance_number=1,
+        manufacturer="Workstation",
+        institution_name="General Hospital",
+        institutional_department_name="Radiology",
     )

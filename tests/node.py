@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,10 +60,18 @@ class Node:
     def ledger(self) -> Ledger:
         return Ledger(self.settings.ledger_url)
 
-    def push(self, *paths: Path, options: tuple[str, ...] = ()) -> None:
-        """DCMTK's storescu plays the scanner."""
+    def push(self, *paths: Path, options: tuple[str, ...] = (), ae_title: str = "SCANNER") -> None:
+        """DCMTK's storescu plays the scanner, or whoever has that AE title."""
         files = [p for path in paths for p in (sorted(path.rglob("*.dcm")) if path.is_dir() else [path])]
-        tool("storescu", "-aet", "SCANNER", "-aec", "ANATOMY", *options, "127.0.0.1", self.port, *files)
+        tool("storescu", "-aet", ae_title, "-aec", "ANATOMY", *options, "127.0.0.1", self.port, *files)
+
+    def command(self, *arguments: object) -> str:
+        """What `dicom-node` prints with this node's settings."""
+        command = [sys.executable, "-m", "dicom_node", "-c", self.config, *arguments]
+        environment = {**os.environ, "COLUMNS": "300"}
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def kill(self, name: str) -> None:
         """kill -9 one process; the supervisor is asked to bring it back by `revive`."""
@@ -94,6 +104,12 @@ name = "scanner"
 ae_title = "SCANNER"
 host = "127.0.0.1"
 may = ["push"]
+
+[[peers]]
+name = "review"
+ae_title = "REVIEW"
+host = "127.0.0.1"
+may = ["audit"]
 
 [[peers]]
 name = "pacs"

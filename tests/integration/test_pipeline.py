@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTImageStorage
 from pynetdicom import AE, evt
 
-from dicom_node.dataset import file_header, identify
 from dicom_node.demo.archive import Archive
-from dicom_node.ledger import Ledger
-from dicom_node.pipeline import Pipeline
-from dicom_node.receive import as_instance
-from dicom_node.schema import not_labelled
-from dicom_node.send import REPORT_CLASSES
-from dicom_node.settings import Peer, Settings
-from dicom_node.spool import Spool
 from dicom_node.status import overview, story
-from dicom_node.study import Delivery, Sender, State
-from labeler.label import Labeler
+from dicom_node.study import REPORT_CLASSES, Delivery, State
 from tests.factories import a_series, changed
+from tests.parts import LABELER, Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
-from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
-
-LABELER = Labeler.load(device="cpu")
-
-
-class Clock:
-    now = 5_000_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Bench:
-    """One node without processes: the parts in one hand, time too."""
-
-    def __init__(self, home: Path, archive_port: int) -> None:
-        pacs = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=archive_port, may=frozenset({"reports"}))
-        self.settings = Settings(home=home, peers=(pacs,))
-        self.clock = Clock()
-        self.ledger = Ledger(self.settings.ledger_url, self.clock)
-        self.spool = Spool(home)
-        self.labeler: Any = LABELER
-        self.pipeline = Pipeline(self.settings, self.ledger, self.spool, lambda: self.labeler, self.clock)
-
-    def take(self, images: list[Dataset], cut: int | None = None) -> str:
-        """What the receiver does with pushed images; `cut` keeps only so many bytes of each data set."""
-        for image in images:
-            raw = bytes_of(image)[:cut]
-            identity = identify(raw, SYNTAX)
-            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, SYNTAX, "CT1")
-            stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, raw)
-            self.ledger.add_instance(
-                as_instance(identity, stored, SYNTAX, identity.sop_class_uid, Sender("CT1", "h", "ct1"))
-            )
-        return str(images[0].StudyInstanceUID)
-
-    def label(self, study_uid: str) -> State | None:
-        for row in self.ledger.receiving():
-            self.ledger.complete(row, "quiet")
-        return self.pipeline.label_study(study_uid)
-
-    def deliver(self, study_uid: str) -> list[Delivery | None]:
-        return [self.pipeline.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
-
-    def reasons(self) -> dict[str, int]:
-        return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def archive(tmp_path: Path) -> Iterator[Archive]:
-    with Archive(tmp_path / "archive", "PACS") as made:
-        yield made
-
-
-@pytest.fixture
-def bench(tmp_path: Path, archive: Archive) -> Iterator[Bench]:
-    made = Bench(tmp_path / "home", archive.port)
-    yield made
-    made.ledger.engine.dispose()
-
-
-def told(tables: Any) -> str:
-    from io import StringIO
-
-    from rich.console import Console
-
-    console = Console(width=250, file=StringIO())
-    for table in tables:
-        console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
@@ -192,7 +112,7 @@ def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
 
 def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:
     class Broken:
-        spec = LABELER.spec
+        spec, info = LABELER.spec, LABELER.info
 
         def label(self, _: object) -> object:
             raise RuntimeError("CUDA out of memory for DOE^JOHN")

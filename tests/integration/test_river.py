@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
 
 from dicom_node.study import State
 from dicom_node.uids import derived
-from tests.factories import a_series, saved
+from tests.factories import a_dispute, a_series, saved
 from tests.node import Node
 from tests.support import Orthanc, errors_of_dciodvfy, errors_of_dsrdump, eventually, needs, tool
 
@@ -182,3 +184,25 @@ def test_kill_9_of_worker_and_broker_leaves_exactly_one_report(orthanc: Orthanc,
         for series in others:
             node.wait_for(series[0].StudyInstanceUID, State.SENT, seconds=120)
             assert len(orthanc.reports(series[0].StudyInstanceUID)) == 1
+
+
+def test_a_correction_travels_the_whole_loop(node: Node, orthanc: Orthanc, tmp_path: Path) -> None:
+    """Amended at the desk, sent to PACS; disputed there by a workstation, heard here."""
+    images = a_series("torso", 6, name="amended")
+    study = images[0].StudyInstanceUID
+    node.push(saved(images, tmp_path / "images"))
+    report = the_report(node, orthanc, study, tmp_path)
+    organ = json.loads(node.ledger.reports(study)[0].summary)["organs"][0]
+    node.command("amend", report.SOPInstanceUID, "--remove", organ, "--by", "Doe^Jane", "--organization", "Hospital")
+    eventually(lambda: len(orthanc.reports(study)) == 2, 60)
+    node.wait_for(study, State.SENT)
+    amended = next(found for found in orthanc.reports(study) if found["VerificationFlag"] == "VERIFIED")
+    path = orthanc.file(amended["SOPInstanceUID"], tmp_path / "amended.dcm")
+    assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) == []
+    saved([a_dispute(dcmread(path), "kidney too", codes.DCM.QualityIssue)], tmp_path / "dispute")
+    node.push(tmp_path / "dispute", ae_title="REVIEW")
+    eventually(lambda: "kidney too" in node.command("corrections"), 60)
+    assert f"removed {organ}" in node.command("status", study)
+    assert "1 corrected series" in node.command("corrections", "export", tmp_path / "export")
+    node.wait_for(study, State.SENT)
+    assert len(orthanc.reports(study)) == 2

@@ -10,7 +10,7 @@ from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, Comprehens
 
 from dicom_node.rendition import rendition
 from dicom_node.report import Context, Predecessor, build, encode
-from dicom_node.send import REPORT_CLASSES
+from dicom_node.study import REPORT_CLASSES
 from tests.factories import a_series, an_answer
 
 

@@ -1,0 +1,192 @@
+"""Corrections: made here (`dicom-node amend`), heard from PACS, and handed to training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from rich.table import Table
+
+from dicom_node.amend import Change, Verifier, amended
+from dicom_node.audit import AUDIT_CLASSES, hear
+from dicom_node.errors import Quarantine
+from dicom_node.ledger import Ledger
+from dicom_node.report import encode
+from dicom_node.settings import Settings
+from dicom_node.spool import Spool
+from dicom_node.study import Instance, NotLabelled, Remark, RemarkKind, WrittenReport
+from labeler.slices import Source
+from labeler.sr import ReportedLabels, read_report
+from labeler.vocabulary import vocabulary
+
+log = structlog.get_logger("corrections")
+
+
+def amend(
+    settings: Settings,
+    ledger: Ledger,
+    spool: Spool,
+    report_uid: str,
+    changes: Sequence[Change],
+    verifier: Verifier,
+    comment: str,
+    when: datetime,
+) -> WrittenReport:
+    """Write the verified successor of a report and put it on its way to every destination.
+
+    Raises:
+        Quarantine: no such report, a newer one exists, or its images are no longer in the spool.
+        ConfigurationError: the changes change nothing.
+    """
+    row = _current(ledger, report_uid)
+    report, words = dcmread(row.path), vocabulary()
+    said = read_report(report, words)
+    if said is None:
+        raise Quarantine(f"report {report_uid} lists no images")
+    sources = _sources(said, ledger.instances(row.study_uid), report_uid)
+    made = amended(report, said, sources, changes, verifier, when, words, comment)
+    uid = str(made.SOPInstanceUID)
+    path = spool.store_report(uid, encode(made))
+    written = WrittenReport(
+        uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
+    )
+    remark = hear(made, lambda wanted: report if wanted == report_uid else None, words)
+    ledger.enter_successor(written, [peer.name for peer in settings.receivers_of_reports])
+    if remark:
+        ledger.enter_remark(remark, path)
+    return written
+
+
+def _current(ledger: Ledger, report_uid: str) -> WrittenReport:
+    row = ledger.report(report_uid)
+    if row is None:
+        raise Quarantine(f"{report_uid}: no report of this node; `dicom-node status STUDY_UID` lists them")
+    current = ledger.current_report(row.source_series_uid)
+    if current is not None and current.sop_instance_uid != report_uid:
+        raise Quarantine(f"{report_uid} has been superseded; amend {current.sop_instance_uid}")
+    return row
+
+
+def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: str) -> list[Source]:
+    """The report's images, or frames, with the numbers by which people know them."""
+    paths = {instance.sop_instance_uid: instance.path for instance in instances if not instance.conflict}
+    missing = [uid for _, uid in said.images if uid not in paths or not paths[uid].exists()]
+    if missing:
+        raise Quarantine(
+            f"{len(missing)} of the {len(said.images)} images of report {report_uid} are no longer in the spool; "
+            "push the study again, then amend"
+        )
+    sources: list[Source] = []
+    for sop_class, uid in said.images:
+        header = dcmread(paths[uid], stop_before_pixels=True, specific_tags=["InstanceNumber", "NumberOfFrames"])
+        number = int(header.get("InstanceNumber") or 0) or None
+        frames: list[int | None] = [None]
+        if (uid, None) not in said.seen and int(header.get("NumberOfFrames") or 1) > 1:
+            frames = list(range(1, int(header.NumberOfFrames) + 1))
+        sources += [Source(len(sources), uid, sop_class, frame, number) for frame in frames]
+    return sources
+
+
+# -- heard from PACS -----------------------------------------------------------------------------------------------
+
+
+def listen(
+    settings: Settings, ledger: Ledger, instances: Sequence[Instance]
+) -> tuple[list[Instance], list[NotLabelled]]:
+    """Take remarks out of a study's objects; returns those that are left to label, and why others were not heard."""
+    left, notes = [], []
+    for instance in instances:
+        if instance.sop_class_uid not in AUDIT_CLASSES:
+            left.append(instance)
+        elif not ledger.has_heard(instance.sop_instance_uid):
+            notes += _heard(settings, ledger, instance)
+    return left, notes
+
+
+def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLabelled]:
+    allowed = any(peer.name == instance.peer and "audit" in peer.may for peer in settings.peers)
+    data_set = dcmread(instance.path)
+    remark = hear(data_set, _reports_of(ledger), vocabulary())
+    if remark is None:
+        reason, detail = "no image, and no remark on a report of ours", str(data_set.get("Modality", ""))
+        return [NotLabelled(instance.sop_instance_uid, instance.series_uid, reason, detail)]
+    if not allowed:
+        remedy = f'let [[peers]] "{instance.peer}" say so: may = ["push", "audit"]'
+        return [NotLabelled(instance.sop_instance_uid, instance.series_uid, f"{remark.kind} not allowed", remedy)]
+    _enter(ledger, instance, remark, data_set)
+    log.warning(remark.kind.value, report_uid=remark.report_uid, study_uid=remark.study_uid, changes=remark.changes)
+    return []
+
+
+def _enter(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dataset) -> None:
+    before = ledger.report(remark.report_uid)
+    if remark.kind == RemarkKind.CORRECTION and before is not None:
+        successor = WrittenReport(
+            remark.sop_instance_uid,
+            str(data_set.SOPClassUID),
+            before.study_uid,
+            before.source_series_uid,
+            before.content,
+            instance.path,
+            remark.report_uid,
+            before.summary,
+        )
+        ledger.enter_successor(successor, [])
+    ledger.enter_remark(remark, instance.path)
+
+
+def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:
+    def ours(uid: str) -> Dataset | None:
+        row = ledger.report_known_as(uid)
+        return dcmread(row.path) if row else None
+
+    return ours
+
+
+# -- for people and for training ------------------------------------------------------------------------------------
+
+
+def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:
+    """Remarks and when they were heard."""
+    table = Table(title="What people said about reports", title_justify="left")
+    for column in ("when", "what", "by", "report", "changes or note"):
+        table.add_column(column, overflow="fold")
+    for remark, at in remarks:
+        told = _told(json.loads(remark.changes)) or remark.note
+        day = datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "minutes")
+        table.add_row(day, remark.kind, remark.said_by, remark.report_uid, told)
+    return table
+
+
+def _told(changes: dict[str, dict[str, int]]) -> str:
+    return "; ".join(
+        f"{kind} {label} ({count} images)" for kind, found in changes.items() for label, count in found.items()
+    )
+
+
+def export(ledger: Ledger, folder: Path) -> int:
+    """Copy every corrected series with its verified report, in the layout that `training` reads as `hospital`.
+
+    Returns how many series were written. A series whose images have left the spool is passed over and logged.
+    """
+    written = 0
+    for remark, _ in ledger.remarks():
+        row = ledger.report(remark.sop_instance_uid) if remark.kind == RemarkKind.CORRECTION else None
+        if row is None or ledger.is_superseded(row.sop_instance_uid):
+            continue
+        images = [i for i in ledger.instances(row.study_uid) if i.series_uid == row.source_series_uid]
+        if not images or not all(image.path.exists() for image in images):
+            log.warning("images have left the spool", study_uid=row.study_uid, series_uid=row.source_series_uid)
+            continue
+        target = folder / row.source_series_uid
+        target.mkdir(parents=True, exist_ok=True)
+        for path in (row.path, *(image.path for image in images if not image.conflict)):
+            shutil.copyfile(path, target / path.name)
+        written += 1
+    return written

@@ -1,0 +1,163 @@
+"""People's answers to reports: disputed, corrected here or in PACS, sent on, and read by training."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from highdicom.sr import CodedConcept
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from dicom_node.amend import Change, Verifier
+from dicom_node.corrections import amend, export, shown
+from dicom_node.demo.archive import Archive
+from dicom_node.errors import ConfigurationError, Quarantine
+from dicom_node.study import Delivery, RemarkKind, State, WrittenReport
+from labeler.preprocess import PreprocessSpec
+from labeler.vocabulary import vocabulary
+from tests.factories import a_dispute, a_series
+from tests.parts import Bench, told
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump
+from training.hospital import read_hospital
+
+WHO = Verifier("Doe^Jane", "General Hospital")
+WHEN = datetime(2026, 5, 4, 10, 30, tzinfo=UTC)
+IMAGES = 6
+
+
+@pytest.fixture
+def study(bench: Bench) -> str:
+    """A study whose report is in the archive."""
+    uid = bench.take(a_series("torso", IMAGES, name="remarks"))
+    bench.label(uid)
+    assert bench.deliver(uid) == [Delivery.SENT]
+    return uid
+
+
+def the_report(bench: Bench, study: str) -> WrittenReport:
+    return bench.ledger.reports(study)[0]
+
+
+def a_label_of(bench: Bench, study: str) -> str:
+    """An organ that the report names on some image."""
+    found: list[str] = json.loads(the_report(bench, study).summary)["organs"]
+    return found[0]
+
+
+def corrected(bench: Bench, study: str, *changes: Change) -> WrittenReport:
+    report = the_report(bench, study)
+    return amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, changes, WHO, "seen", WHEN)
+
+
+def heard(bench: Bench, study: str, said: Dataset, peer: str = "review") -> State | None:
+    bench.take([said], peer=peer)
+    bench.clock.now += 60
+    return bench.label(study)
+
+
+def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Archive, study: str) -> None:
+    label, before = a_label_of(bench, study), the_report(bench, study)
+    written = corrected(bench, study, Change(label, False))
+    assert bench.ledger.is_superseded(before.sop_instance_uid)
+    assert bench.deliver(study) == [None, Delivery.SENT]
+    assert errors_of_dciodvfy(written.path) + errors_of_dsrdump(written.path) == []
+    newest = next(r for r in archive.reports() if str(r.SOPInstanceUID) == written.sop_instance_uid)
+    assert (newest.VerificationFlag, newest.VerifyingObserverSequence[0].VerifyingObserverName) == (
+        "VERIFIED",
+        WHO.name,
+    )
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT
+    assert f"removed {label}" in told([shown(bench.ledger.remarks())])
+
+
+def test_only_the_newest_report_can_be_amended(bench: Bench, study: str) -> None:
+    label = a_label_of(bench, study)
+    corrected(bench, study, Change(label, False))
+    with pytest.raises(Quarantine, match="superseded"):
+        corrected(bench, study, Change("brain", True))
+    with pytest.raises(Quarantine, match="no report of this node"):
+        amend(bench.settings, bench.ledger, bench.spool, "1.2.3", [Change("brain", True)], WHO, "", WHEN)
+
+
+def test_a_correction_without_effect_writes_nothing(bench: Bench, study: str) -> None:
+    with pytest.raises(ConfigurationError, match="nothing would change"):
+        corrected(bench, study, Change("brain", False))
+    assert len(bench.ledger.reports(study)) == 1
+
+
+def test_the_same_images_again_do_not_bring_the_machines_report_back(bench: Bench, study: str) -> None:
+    written = corrected(bench, study, Change(a_label_of(bench, study), False))
+    heard(bench, study, a_dispute(dcmread(written.path), "again", codes.DCM.QualityIssue))
+    current = bench.ledger.current_report(written.source_series_uid)
+    assert current is not None
+    assert current.sop_instance_uid == written.sop_instance_uid
+
+
+@pytest.mark.parametrize(
+    "title", [codes.DCM.QualityIssue, codes.DCM.RejectedForQualityReasons], ids=lambda c: c.meaning
+)
+def test_a_dispute_is_heard_and_the_report_stays(bench: Bench, study: str, title: CodedConcept) -> None:
+    report = the_report(bench, study)
+    assert heard(bench, study, a_dispute(dcmread(report.path), "no gallbladder", title)) == State.SENT
+    (remark, _), *others = bench.ledger.remarks()
+    assert others == []
+    assert (remark.kind, remark.report_uid) == (RemarkKind.DISPUTE, report.sop_instance_uid)
+    assert "no gallbladder" in remark.note
+    assert not bench.ledger.is_superseded(report.sop_instance_uid)
+    assert len(bench.ledger.reports(study)) == 1
+
+
+def test_a_selection_for_teaching_is_no_dispute(bench: Bench, study: str) -> None:
+    heard(bench, study, a_dispute(dcmread(the_report(bench, study).path), "nice", codes.DCM.ForTeaching))
+    assert bench.ledger.remarks() == []
+    assert "no image, and no remark on a report of ours" in bench.reasons()
+
+
+def test_a_correction_made_elsewhere_supersedes_and_its_changes_are_counted(
+    bench: Bench, study: str, tmp_path: Path
+) -> None:
+    label, report = a_label_of(bench, study), the_report(bench, study)
+    elsewhere = Bench(tmp_path / "elsewhere", 1)
+    again = elsewhere.take(a_series("torso", IMAGES, name="remarks"))
+    elsewhere.label(again)
+    theirs = dcmread(corrected(elsewhere, again, Change(label, False)).path)
+    elsewhere.ledger.engine.dispose()
+    assert heard(bench, study, theirs) == State.SENT
+    (remark, _), *_ = bench.ledger.remarks()
+    assert (remark.kind, remark.said_by) == (RemarkKind.CORRECTION, WHO.name)
+    assert list(json.loads(remark.changes)["removed"]) == [label]
+    current = bench.ledger.current_report(report.source_series_uid)
+    assert current is not None
+    assert current.sop_instance_uid == str(theirs.SOPInstanceUID)
+    assert bench.deliver(study) == [None, None], "PACS sent it; it is not sent back"
+
+
+def test_whoever_may_not_audit_is_named_and_changes_nothing(bench: Bench, study: str) -> None:
+    report = the_report(bench, study)
+    heard(bench, study, a_dispute(dcmread(report.path), "from a scanner", codes.DCM.QualityIssue), peer="ct1")
+    assert bench.ledger.remarks() == []
+    assert "dispute not allowed" in bench.reasons()
+
+
+def test_training_reads_what_is_exported(bench: Bench, study: str, tmp_path: Path) -> None:
+    label = a_label_of(bench, study)
+    corrected(bench, study, Change(label, False), Change("urinary_bladder", True, 1, 2))
+    assert export(bench.ledger, tmp_path / "corrected") == 1
+    (stack,) = read_hospital(tmp_path / "corrected", PreprocessSpec())
+    words = vocabulary()
+    assert len(stack.states) == IMAGES
+    assert (stack.states[:, words.index(label)] == 0).all()
+    assert (stack.states[:, words.index("urinary_bladder")] == 1).sum() == 2
+
+
+def test_images_that_have_left_are_passed_over(bench: Bench, study: str, tmp_path: Path) -> None:
+    corrected(bench, study, Change(a_label_of(bench, study), False))
+    for instance in bench.ledger.instances(study):
+        instance.path.unlink()
+    assert export(bench.ledger, tmp_path / "corrected") == 0

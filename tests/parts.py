@@ -1,0 +1,76 @@
+"""A node in one hand, without processes: spool, ledger, pipeline and time; and what its tables say."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from rich.console import Console
+
+from dicom_node.dataset import file_header, identify
+from dicom_node.ledger import Ledger
+from dicom_node.pipeline import Pipeline
+from dicom_node.receive import as_instance
+from dicom_node.schema import not_labelled
+from dicom_node.settings import Peer, Settings
+from dicom_node.spool import Spool
+from dicom_node.study import Delivery, Sender, State
+from labeler.label import Labeler
+from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
+
+LABELER = Labeler.load(device="cpu")
+
+
+class Clock:
+    now = 5_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """One node without processes: the parts in one hand, time too."""
+
+    def __init__(self, home: Path, archive_port: int) -> None:
+        peers = (
+            Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=archive_port, may=frozenset({"reports"})),
+            Peer(name="review", ae_title="REVIEW", host="127.0.0.1", may=frozenset({"audit"})),
+        )
+        self.settings = Settings(home=home, peers=peers)
+        self.clock = Clock()
+        self.ledger = Ledger(self.settings.ledger_url, self.clock)
+        self.spool = Spool(home)
+        self.labeler: Any = LABELER
+        self.pipeline = Pipeline(self.settings, self.ledger, self.spool, lambda: self.labeler, self.clock)
+
+    def take(self, images: list[Dataset], cut: int | None = None, peer: str = "ct1") -> str:
+        """What the receiver does with pushed images; `cut` keeps only so many bytes of each data set."""
+        for image in images:
+            raw = bytes_of(image)[:cut]
+            identity = identify(raw, SYNTAX)
+            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, SYNTAX, "CT1")
+            stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, raw)
+            self.ledger.add_instance(
+                as_instance(identity, stored, SYNTAX, identity.sop_class_uid, Sender("CT1", "h", peer))
+            )
+        return str(images[0].StudyInstanceUID)
+
+    def label(self, study_uid: str) -> State | None:
+        for row in self.ledger.receiving():
+            self.ledger.complete(row, "quiet")
+        return self.pipeline.label_study(study_uid)
+
+    def deliver(self, study_uid: str) -> list[Delivery | None]:
+        return [self.pipeline.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
+
+    def reasons(self) -> dict[str, int]:
+        return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]
+
+
+def told(tables: Any) -> str:
+    console = Console(width=250, file=StringIO())
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
