@@ -230,9 +230,9 @@ def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> 
 def amend(
     report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
     by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
+    organization: Annotated[str, typer.Option(help="Where that person works.")],
     remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:FIRST-LAST].")] = None,
     add: Annotated[list[str] | None, typer.Option(help="A label that was missed: LABEL[:FIRST-LAST].")] = None,
-    organization: Annotated[str, typer.Option(help="Where that person works.")] = "",
     comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
 ) -> None:
     """Correct a report: a VERIFIED successor is written and sent wherever reports go."""

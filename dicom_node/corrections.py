@@ -16,6 +16,7 @@ from rich.table import Table
 from dicom_node.amend import Change, Verifier, amended
 from dicom_node.audit import AUDIT_CLASSES, hear
 from dicom_node.errors import Quarantine
+from dicom_node.gate import inspected
 from dicom_node.ledger import Ledger
 from dicom_node.report import encode
 from dicom_node.settings import Settings
@@ -52,7 +53,7 @@ def amend(
     sources = _sources(said, ledger.instances(row.study_uid), report_uid)
     made = amended(report, said, sources, changes, verifier, when, words, comment)
     uid = str(made.SOPInstanceUID)
-    path = spool.store_report(uid, encode(made))
+    path = spool.store_report(uid, inspected(encode(made), report, {image for _, image in said.images}, words))
     written = WrittenReport(
         uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
     )

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from dicom_node import report as reports
 from dicom_node.corrections import listen
 from dicom_node.errors import Quarantine, Retry, Superseded
+from dicom_node.gate import evidence_of, inspected, passed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.rendition import rendition
@@ -32,6 +35,7 @@ from dicom_node.spool import Spool
 from dicom_node.study import Delivery, Instance, Lease, NotLabelled, State, WrittenReport
 from dicom_node.uids import content_of, report_uid
 from labeler.errors import LabelerError
+from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from labeler.label import Labeler
@@ -127,7 +131,9 @@ class Pipeline:
             return None, notes
         context = self._context(instances, answer, content)
         built = reports.build(answer, context)
-        path = self.spool.store_report(built.SOPInstanceUID, reports.encode(built))
+        images = {instance.sop_instance_uid for instance in instances}
+        data = inspected(reports.encode(built), context.header, images, vocabulary())
+        path = self.spool.store_report(built.SOPInstanceUID, data)
         return (
             WrittenReport(
                 sop_instance_uid=str(built.SOPInstanceUID),
@@ -191,7 +197,7 @@ class Pipeline:
         if due is None:
             return None
         try:
-            stored = store(due.path, self.settings.peer(destination), self.settings.ae_title, rendition)
+            stored = store(due.path, self.settings.peer(destination), self.settings.ae_title, _sendable)
         except Retry as reason:
             wait = pause(due.attempt, self.settings.longest_pause)
             self.ledger.settle_delivery(due, Delivery.WAITING, str(reason), self.clock() + wait)
@@ -210,6 +216,11 @@ class Pipeline:
         self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
         return Delivery.SENT
+
+
+def _sendable(report: Dataset, sop_class: UID) -> Dataset:
+    """The report in a class that the destination takes, through the gate again: files rot, and renditions are new."""
+    return passed(rendition(report, sop_class), report, evidence_of(report), vocabulary())
 
 
 def pause(attempt: int, longest: float, chance: Callable[[], float] = random.random) -> float:

@@ -26,7 +26,7 @@ from dicom_node.study import REPORT_CLASSES
 from dicom_node.uids import derived
 from labeler.sr import concept_of
 
-_TITLE = CodedConcept("18748-4", "LN", "Diagnostic imaging report")
+_TITLE = CodedConcept("18748-4", "LN", "Diagnostic Imaging Report")
 _FINDINGS, _FINDING = CodedConcept("121070", "DCM", "Findings"), CodedConcept("121071", "DCM", "Finding")
 _CONCLUSIONS, _CONCLUSION = CodedConcept("121076", "DCM", "Conclusions"), CodedConcept("121077", "DCM", "Conclusion")
 _CONTAINS, _INFERRED = RelationshipTypeValues.CONTAINS, RelationshipTypeValues.INFERRED_FROM

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 
@@ -110,4 +111,15 @@ def a_dispute(report: Dataset, note: str, title: CodedConcept) -> Dataset:
         manufacturer="Workstation",
         institution_name="General Hospital",
         institutional_department_name="Radiology",
+    )
+
+
+def as_enhanced(images: list[Dataset]) -> Dataset:
+    """CT slices as the frames of one Legacy Converted Enhanced CT Image."""
+    for image in images:
+        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "NONE"]
+        image.PositionReferenceIndicator = ""
+        image.AcquisitionDate, image.AcquisitionTime = "20260101", "101500"
+    return LegacyConvertedEnhancedCTImage(
+        images, derived("enhanced series"), 3, derived("enhanced object"), 1, contributing_equipment=None
     )

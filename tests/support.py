@@ -154,3 +154,18 @@ def errors_of_dsrdump(path: Path) -> list[str]:
     shown = tool("dsrdump", path, check=False)
     lines = [line for line in shown.stderr.splitlines() if line.startswith(("E:", "F:"))]
     return lines if lines or shown.returncode == 0 else [f"exit code {shown.returncode}"]
+
+
+def errors_of_pixelmed(path: Path) -> list[str]:
+    """Lines in which PixelMed's validator, which knows the templates, finds an error.
+
+    Its XPath rules need more operations than Java allows by default.
+    """
+    needs("java", "DicomSRValidator")
+    lifted = [f"-Djdk.xml.xpath{limit}Limit=0" for limit in ("TotalOp", "ExprGrp", "ExprOp")]
+    validator = ("-cp", "/usr/share/java/*", "com.pixelmed.validate.DicomSRValidator")
+    shown = tool("java", "-Xmx4g", *lifted, *validator, path, check=False)
+    lines = (shown.stdout + shown.stderr).splitlines()
+    if not any(line.startswith("IOD validation complete") for line in lines):
+        return [f"not validated: {lines[-1:]}"]
+    return [line for line in lines if line.startswith(("Error", "Warning"))]

@@ -10,9 +10,16 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from dicom_node.amend import Change, Verifier, amended
+from dicom_node.gate import complaints
+from dicom_node.rendition import rendition
 from dicom_node.report import Context, Predecessor, build, encode
-from tests.factories import a_series, an_answer, changed
-from tests.support import errors_of_dciodvfy, errors_of_dsrdump, needs
+from dicom_node.study import REPORT_CLASSES
+from labeler.slices import Source
+from labeler.sr import concept_of, read_report
+from labeler.vocabulary import vocabulary
+from tests.factories import a_series, an_answer, as_enhanced, changed
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed, needs
 
 
 def shown(position: int) -> tuple[str, ...]:
@@ -76,6 +83,61 @@ def test_a_successor_and_an_empty_answer_are_valid(tmp_path: Path) -> None:
     assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) == []
 
 
+def test_two_thousand_images_are_valid_and_small(tmp_path: Path) -> None:
+    needs("dciodvfy", "dsrdump")
+    path = written(a_series("torso", 2000, name="large"), tmp_path)
+    assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) == []
+    assert path.stat().st_size <= 2_000_000
+
+
+# -- templates -----------------------------------------------------------------------------------------------------
+
+
+def amended_of(path: Path) -> Dataset:
+    report, words = dcmread(path), vocabulary()
+    said = read_report(report, words)
+    assert said is not None
+    sources = [Source(i, uid, cls, None, i + 1) for i, (cls, uid) in enumerate(said.images)]
+    changes = [Change("heart", False), Change("pancreas", True, 2, 3)]
+    return amended(report, said, sources, changes, Verifier("Doe^Jane", "Hospital"), datetime(2026, 1, 3), words)
+
+
+def frames_of(images: list[Dataset]) -> Dataset:
+    enhanced = as_enhanced(images)
+    answer = an_answer([enhanced], shown, frames=True)
+    return build(answer, Context(enhanced, "content", datetime(2026, 1, 2, 3, 4, 5)))
+
+
+TEMPLATED: dict[str, Callable[[Path], Dataset]] = {
+    "CT": lambda folder: dcmread(written(a_series("torso", 5, name="t"), folder)),
+    "MR": lambda folder: dcmread(written(a_series("head", 5, name="t"), folder)),
+    "multi-frame": lambda _: frames_of(a_series("torso", 5, name="t")),
+    "amended": lambda folder: amended_of(written(a_series("torso", 5, name="t"), folder)),
+    **{
+        sop_class.name: lambda folder, sop_class=sop_class: rendition(  # type: ignore[misc]
+            dcmread(written(a_series("torso", 5, name="t"), folder)), sop_class
+        )
+        for sop_class in REPORT_CLASSES[1:]
+    },
+    **{
+        kind: lambda folder, kind=kind: dcmread(  # type: ignore[misc]
+            written(changed(a_series("torso", 5, name=kind), KINDS[kind]), folder)
+        )
+        for kind in ("Japanese", "Latin-1", "Cyrillic", "no Type 2")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATED)
+def test_every_kind_keeps_to_its_template(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "kind.dcm"
+    path.write_bytes(encode(TEMPLATED[kind](tmp_path)))
+    assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) + errors_of_pixelmed(path) == []
+
+
+# -- negative controls: what each validator is there to catch, and the gate all of it -------------------------------
+
+
 def drop_flag(report: Dataset) -> None:
     del report.CompletionFlag
 
@@ -88,14 +150,34 @@ def wrong_relationship(report: Dataset) -> None:
     report.ContentSequence[-1].RelationshipType = "INFERRED FROM"
 
 
+def finding_site_contained(report: Dataset) -> None:
+    site = next(
+        i for i in report.ContentSequence[-2].ContentSequence[-1].ContentSequence if concept_of(i) == "363698007"
+    )
+    site.RelationshipType = "CONTAINS"
+
+
+def no_device(report: Dataset) -> None:
+    report.ContentSequence = [i for i in report.ContentSequence if concept_of(i) != "121012"]
+
+
 @pytest.mark.parametrize(
     ("harm", "finds"),
-    [(drop_flag, errors_of_dciodvfy), (drop_evidence, errors_of_dciodvfy), (wrong_relationship, errors_of_dsrdump)],
+    [
+        (drop_flag, errors_of_dciodvfy),
+        (drop_evidence, errors_of_dciodvfy),
+        (wrong_relationship, errors_of_dsrdump),
+        (finding_site_contained, errors_of_pixelmed),
+        (no_device, errors_of_pixelmed),
+    ],
 )
-def test_the_validators_catch_what_is_wrong(tmp_path: Path, harm: Callable, finds: Callable) -> None:
-    needs("dciodvfy", "dsrdump")
-    path = written(a_series("torso", 5, name="harmed"), tmp_path)
+def test_the_validators_catch_what_is_wrong_and_so_does_the_gate(
+    tmp_path: Path, harm: Callable[[Dataset], None], finds: Callable[[Path], list[str]]
+) -> None:
+    images = a_series("torso", 5, name="harmed")
+    path = written(images, tmp_path)
     report = dcmread(path)
     harm(report)
     report.save_as(path)
     assert finds(path)
+    assert list(complaints(dcmread(path), images[0], {str(i.SOPInstanceUID) for i in images}, vocabulary()))

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from dicom_node.study import State
 from dicom_node.uids import derived
-from tests.factories import a_dispute, a_series, saved
+from tests.factories import a_dispute, a_series, as_enhanced, saved
 from tests.node import Node
 from tests.support import Orthanc, errors_of_dciodvfy, errors_of_dsrdump, eventually, needs, tool
 
@@ -81,13 +80,7 @@ def test_a_compressed_series_is_kept_as_sent_and_labelled(
 
 def test_an_enhanced_multi_frame_object_is_reported_by_frames(node: Node, orthanc: Orthanc, tmp_path: Path) -> None:
     images = a_series("torso", 10, name="enhanced")
-    for image in images:
-        image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "NONE"]
-        image.PositionReferenceIndicator = ""
-        image.AcquisitionDate, image.AcquisitionTime = "20260101", "101500"
-    enhanced = LegacyConvertedEnhancedCTImage(
-        images, derived("enhanced series"), 3, derived("enhanced object"), 1, contributing_equipment=None
-    )
+    enhanced = as_enhanced(images)
     saved([enhanced], tmp_path / "enhanced")
     node.push(tmp_path / "enhanced", options=("-R",))
     report = the_report(node, orthanc, enhanced.StudyInstanceUID, tmp_path)
