@@ -215,6 +215,24 @@ def status(
 
 @app.command()
 @explained
+def discrepancies(
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on standard output.")] = False,
+) -> None:
+    """Series whose header names another body part than their pixels show, and how often per scanner."""
+    import sys
+
+    from dicom_node.discrepancies import compared, counted, listed, write_csv
+    from dicom_node.ledger import Ledger
+
+    found = list(compared(Ledger(settings().ledger_url)))
+    if as_csv:
+        write_csv(found, sys.stdout)
+    else:
+        console.print(listed(found), counted(found), sep="\n")
+
+
+@app.command()
+@explained
 def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
     """Try a quarantined or unlabelled study again."""
     from dicom_node.errors import Quarantine

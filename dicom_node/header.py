@@ -6,15 +6,18 @@ character set). Here a bad value becomes empty, and what identifies the patient 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from highdicom import SpecificCharacterSetValues
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, TM
 
-from labeler.vocabulary import Region, Vocabulary
+from labeler.vocabulary import Kind, Region, Vocabulary
 
+_KINDS: tuple[Kind, Kind] = ("station", "organ")
 _GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0032, 0x0040)
 #: highdicom reads these unguarded; Type 2 in the source's own IOD.
 _NEEDED = (
@@ -80,11 +83,17 @@ class Agreement(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What Body Part Examined (0018,0015) claims, what the labels imply, and whether these agree."""
+    """What an attribute claims, what the labels imply, and whether these agree.
+
+    Attributes:
+        claimed: the term, or stations named by a description; never the description's own words.
+        keyword: of the attribute.
+    """
 
     claimed: str
     implied: str
     agreement: Agreement
+    keyword: str = "BodyPartExamined"
 
 
 #: Terms that a header may use for a station or a part of it, beside the station's own (PS3.16 Annex L and older use).
@@ -104,6 +113,11 @@ _WITHIN: dict[str, frozenset[str]] = {
 }
 
 
+#: Free text that often names a body part, and short forms that it uses.
+_DESCRIPTIONS = ("ProtocolName", "SeriesDescription", "StudyDescription")
+_SHORT = {"ABD": "ABDOMEN", "ABDO": "ABDOMEN", "PELV": "PELVIS", "THX": "THORAX", "CEREBRUM": "BRAIN", "LWS": "LSPINE"}
+
+
 def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Verdict:
     """Body Part Examined of a header against the stations that the pixels show.
 
@@ -119,6 +133,43 @@ def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Ve
     combined = _combination(claimed, words)
     agrees = bool(combined & set(stations)) or any(claimed in _WITHIN[s] for s in stations)
     return Verdict(claimed, implied, Agreement.AGREE if agrees else Agreement.DIFFER)
+
+
+def compare_others(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> tuple[Verdict, ...]:
+    """Anatomic Region Sequence, protocol, series and study description against the labels; silent ones are left out."""
+    if not stations:
+        return ()
+    implied = compare(source, stations, words).implied
+    claims = {"AnatomicRegionSequence": _of_codes(source, words)}
+    claims |= {keyword: _of_text(str(source.get(keyword) or ""), words) for keyword in _DESCRIPTIONS}
+    return tuple(
+        Verdict("\\".join(sorted(named)), implied, _agreement(named, stations), keyword)
+        for keyword, named in claims.items()
+        if named
+    )
+
+
+def _agreement(named: frozenset[str], stations: tuple[str, ...]) -> Agreement:
+    return Agreement.AGREE if named & set(stations) else Agreement.DIFFER
+
+
+def _of_codes(source: Dataset, words: Vocabulary) -> frozenset[str]:
+    """Stations of an Anatomic Region Sequence: a station's or region's own code, or the homes of an organ's."""
+    named: set[str] = set()
+    for item in source.get("AnatomicRegionSequence") or []:
+        key = (str(item.get("CodingSchemeDesignator")), str(item.get("CodeValue")))
+        station, organ = (words.of_code(*key, kind) for kind in _KINDS)
+        named |= {station.name} if station else set(organ.stations) if organ else set()
+        named.update(*(region.stations for region in words.regions if (region.code.scheme, region.code.value) == key))
+    return frozenset(named)
+
+
+def _of_text(text: str, words: Vocabulary) -> frozenset[str]:
+    """Stations that a description names, in one word or in two (`C SPINE`)."""
+    tokens = [_SHORT.get(token, token) for token in re.findall(r"[A-Z]+", text.upper())]
+    terms = {*tokens, *(first + second for first, second in pairwise(tokens))}
+    named = {station for station, within in _WITHIN.items() if terms & within}
+    return frozenset(named.union(*(_combination(term, words) for term in terms)))
 
 
 def _combination(term: str, words: Vocabulary) -> frozenset[str]:

@@ -130,6 +130,9 @@ class Pipeline:
         if not answer.slices:
             return None, notes
         context = self._context(instances, answer, content)
+        verdict = reports.verdict_of(answer, context)
+        if verdict.agreement == reports.Agreement.DIFFER:
+            log.warning("header differs", series_uid=series_uid, peer=instances[0].peer, claimed=verdict.claimed)
         built = reports.build(answer, context)
         images = {instance.sop_instance_uid for instance in instances}
         data = inspected(reports.encode(built), context.header, images, vocabulary())
@@ -251,6 +254,7 @@ def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]
         "stations": list(answer.stations),
         "organs": list(answer.organs),
         "findings": findings,
+        "others": {other.keyword: other.agreement.value for other in reports.others_of(answer, context)},
         "header": {"claimed": verdict.claimed, "implied": verdict.implied, "agreement": verdict.agreement.value},
         "bundle": f"{answer.bundle.name} {answer.bundle.version}",
     }

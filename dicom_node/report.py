@@ -27,13 +27,14 @@ from highdicom.sr import (
     RelationshipTypeValues,
     TextContentItem,
 )
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.groups import coded, separate, shown_name, slabs, summaries
-from dicom_node.header import Agreement, Verdict, character_set, compare, safe_header
+from dicom_node.header import Agreement, Verdict, character_set, compare, compare_others, safe_header
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
@@ -134,6 +135,10 @@ def uid_of(answer: SeriesLabels, context: Context) -> str:
 
 def verdict_of(answer: SeriesLabels, context: Context) -> Verdict:
     return compare(context.header, answer.stations, vocabulary())
+
+
+def others_of(answer: SeriesLabels, context: Context) -> tuple[Verdict, ...]:
+    return compare_others(context.header, answer.stations, vocabulary())
 
 
 # -- header --------------------------------------------------------------------------------------------------------
@@ -284,6 +289,9 @@ def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) ->
         f"Header Body Part Examined: {claimed}; pixels: {verdict.implied or 'none'} -> {verdict.agreement.value}",
         f"Organs: {organs or 'none found'}",
     ]
+    for other in others_of(answer, context):
+        if other.agreement == Agreement.DIFFER:
+            lines.append(f"Header {dictionary_description(other.keyword)}: {other.claimed} -> {other.agreement.value}")
     if answer.unsure:
         lines.append(f"Not sure: {', '.join(shown_name(name, words) for name in answer.unsure)}")
     if answer.skipped:
@@ -299,4 +307,4 @@ def _without_children(root: Dataset) -> Dataset:
     return bare
 
 
-__all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "uid_of", "verdict_of"]
+__all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "others_of", "uid_of", "verdict_of"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from csv import DictReader
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTIma
 from pynetdicom import AE, evt
 
 from dicom_node.demo.archive import Archive
+from dicom_node.discrepancies import compared, counted, listed, write_csv
 from dicom_node.status import overview, story
 from dicom_node.study import REPORT_CLASSES, Delivery, State
 from tests.factories import a_series, changed
@@ -200,3 +203,23 @@ def test_an_archive_that_takes_no_such_class_is_named(tmp_path: Path) -> None:
         assert bench.deliver(uid) == [Delivery.FAILED]
         assert "takes no objects of the SOP class" in told(story(bench.ledger, uid))
         bench.ledger.engine.dispose()
+
+
+def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -> None:
+    wrong = a_series("torso", 4, name="wrong", body_part="HAND")
+    for image in wrong:
+        image.ProtocolName = "Hand left"
+    bench.label(bench.take(wrong))
+    right = a_series("torso", 4, name="right", body_part="CHEST")
+    bench.label(bench.take(right, peer="ct2"))
+    found = list(compared(bench.ledger))
+    (differs,) = [item for item in found if item.differs]
+    assert (differs.peer, differs.body_part_examined) == ("ct1", "HAND")
+    assert "ProtocolName" in differs.others
+    assert differs.series_uid in told([listed(found)])
+    assert "ct2" in told([counted(found)])
+    written = StringIO()
+    write_csv(found, written)
+    assert [row["body_part_examined"] for row in DictReader(StringIO(written.getvalue()))] == ["HAND"]
+    report = dcmread(bench.ledger.reports(str(wrong[0].StudyInstanceUID))[0].path)
+    assert "Header Protocol Name: hand -> DIFFER" in str(report)
