@@ -35,5 +35,6 @@ def real_series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("real")
     with tarfile.open(SHARED / "dicom" / "series.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # not in every Python 3.11
+        archive.extractall(folder)
     return folder / "dicom"

@@ -222,4 +222,5 @@ def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -
     write_csv(found, written)
     assert [row["body_part_examined"] for row in DictReader(StringIO(written.getvalue()))] == ["HAND"]
     report = dcmread(bench.ledger.reports(str(wrong[0].StudyInstanceUID))[0].path)
-    assert "Header Protocol Name: hand -> DIFFER" in str(report)
+    summary = next(item.TextValue for item in report.ContentSequence[-1].ContentSequence if "TextValue" in item)
+    assert "Header Protocol Name: hand -> DIFFER" in summary
