@@ -75,7 +75,7 @@ _FINDING_SITE, _TARGET_REGION = "363698007", "123014"
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """A row of a template: which child, how related, how often; rows of one rank may mix."""
 
     rank: int
@@ -87,40 +87,40 @@ class _Row:
 
 
 #: Children by their parent's concept (PS3.16 TID 1500, 1001, 1501, 4019, 300), as this node writes them.
-_TEMPLATE: dict[str, tuple[_Row, ...]] = {
+TEMPLATE: dict[str, tuple[Row, ...]] = {
     _TITLE: (
-        _Row(0, "121049", "HAS CONCEPT MOD", "CODE", least=1),
-        _Row(1, "121005", "HAS OBS CONTEXT", "CODE", least=1, most=None),
-        _Row(1, "121008", "HAS OBS CONTEXT", "PNAME", most=None),
-        _Row(1, "121009", "HAS OBS CONTEXT", "TEXT", most=None),
-        _Row(1, "121012", "HAS OBS CONTEXT", "UIDREF", least=1),
-        _Row(1, "121013", "HAS OBS CONTEXT", "TEXT"),
-        _Row(1, "121014", "HAS OBS CONTEXT", "TEXT"),
-        _Row(1, "121015", "HAS OBS CONTEXT", "TEXT"),
-        _Row(1, "121016", "HAS OBS CONTEXT", "TEXT"),
-        _Row(2, "121058", "HAS CONCEPT MOD", "CODE", least=1, most=None),
-        _Row(3, "126010", "CONTAINS", "CONTAINER", least=1),
-        _Row(4, "C0034375", "CONTAINS", "CONTAINER", least=1),
+        Row(0, "121049", "HAS CONCEPT MOD", "CODE", least=1),
+        Row(1, "121005", "HAS OBS CONTEXT", "CODE", least=1, most=None),
+        Row(1, "121008", "HAS OBS CONTEXT", "PNAME", most=None),
+        Row(1, "121009", "HAS OBS CONTEXT", "TEXT", most=None),
+        Row(1, "121012", "HAS OBS CONTEXT", "UIDREF", least=1),
+        Row(1, "121013", "HAS OBS CONTEXT", "TEXT"),
+        Row(1, "121014", "HAS OBS CONTEXT", "TEXT"),
+        Row(1, "121015", "HAS OBS CONTEXT", "TEXT"),
+        Row(1, "121016", "HAS OBS CONTEXT", "TEXT"),
+        Row(2, "121058", "HAS CONCEPT MOD", "CODE", least=1, most=None),
+        Row(3, "126010", "CONTAINS", "CONTAINER", least=1),
+        Row(4, "C0034375", "CONTAINS", "CONTAINER", least=1),
     ),
     "126010": (
-        _Row(0, "111001", "HAS CONCEPT MOD", "TEXT", least=1),
-        _Row(1, "111003", "HAS CONCEPT MOD", "TEXT", least=1),
-        _Row(2, "111002", "HAS CONCEPT MOD", "TEXT", least=1, most=None),
-        _Row(3, "125007", "CONTAINS", "CONTAINER", most=None),
+        Row(0, "111001", "HAS CONCEPT MOD", "TEXT", least=1),
+        Row(1, "111003", "HAS CONCEPT MOD", "TEXT", least=1),
+        Row(2, "111002", "HAS CONCEPT MOD", "TEXT", least=1, most=None),
+        Row(3, "125007", "CONTAINS", "CONTAINER", most=None),
     ),
     "125007": (
-        _Row(0, "112039", "HAS OBS CONTEXT", "TEXT", least=1),
-        _Row(1, "112040", "HAS OBS CONTEXT", "UIDREF", least=1),
-        _Row(2, "121071", "CONTAINS", "CODE", least=1),
-        _Row(3, _FINDING_SITE, "HAS CONCEPT MOD", "CODE", least=1, most=None),
-        _Row(4, "111012", "CONTAINS", "NUM", most=2),
-        _Row(5, "121112", "CONTAINS", "IMAGE", least=1, most=None),
+        Row(0, "112039", "HAS OBS CONTEXT", "TEXT", least=1),
+        Row(1, "112040", "HAS OBS CONTEXT", "UIDREF", least=1),
+        Row(2, "121071", "CONTAINS", "CODE", least=1),
+        Row(3, _FINDING_SITE, "HAS CONCEPT MOD", "CODE", least=1, most=None),
+        Row(4, "111012", "CONTAINS", "NUM", most=2),
+        Row(5, "121112", "CONTAINS", "IMAGE", least=1, most=None),
     ),
-    "111012": (_Row(0, "121401", "HAS CONCEPT MOD", "CODE", least=1),),
+    "111012": (Row(0, "121401", "HAS CONCEPT MOD", "CODE", least=1),),
     "C0034375": (
-        _Row(0, _TARGET_REGION, "CONTAINS", "CODE", most=None),
-        _Row(1, "121111", "CONTAINS", "TEXT", least=1),
-        _Row(2, "121106", "CONTAINS", "TEXT", most=None),
+        Row(0, _TARGET_REGION, "CONTAINS", "CODE", most=None),
+        Row(1, "121111", "CONTAINS", "TEXT", least=1),
+        Row(2, "121106", "CONTAINS", "TEXT", most=None),
     ),
 }
 
@@ -254,7 +254,7 @@ def _items(item: Dataset) -> Iterator[Dataset]:
 
 def _tree(item: Dataset) -> Iterator[str]:
     children = list(item.get("ContentSequence") or [])
-    rows = _TEMPLATE.get(concept_of(item), ())
+    rows = TEMPLATE.get(concept_of(item), ())
     if item.get("ValueType") == "CONTAINER" and item.get("ContinuityOfContent") != "SEPARATE":
         yield f"container {concept_of(item)} is not SEPARATE"
     yield from _rows(concept_of(item), children, rows)
@@ -262,7 +262,7 @@ def _tree(item: Dataset) -> Iterator[str]:
         yield from _tree(child)
 
 
-def _rows(parent: str, children: Iterable[Dataset], rows: tuple[_Row, ...]) -> Iterator[str]:
+def _rows(parent: str, children: Iterable[Dataset], rows: tuple[Row, ...]) -> Iterator[str]:
     by_concept = {row.concept: row for row in rows}
     counts: Counter[str] = Counter()
     rank = 0

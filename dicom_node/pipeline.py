@@ -26,6 +26,7 @@ from dicom_node import report as reports
 from dicom_node.corrections import listen
 from dicom_node.errors import Quarantine, Retry, Superseded
 from dicom_node.gate import evidence_of, inspected, passed
+from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.rendition import rendition
@@ -105,6 +106,12 @@ class Pipeline:
         images, notes = listen(self.settings, self.ledger, taken)
         if len({instance.patient_key for instance in images}) > 1:
             raise Quarantine("images of different patients carry this Study Instance UID; nothing is labelled")
+        by_series = {
+            series[0].series_uid: [identity_of(i.path) for i in _ends(series)] for series in _by_series(images)
+        }
+        if found := list(disagreements(by_series)):
+            remedy = f"mend it at the source, push again, then `dicom-node retry {lease.study_uid}`"
+            raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
         written: list[WrittenReport] = []
         for series in _by_series(images):
             report, left_out = self._series(series)
@@ -237,6 +244,10 @@ def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:
     for instance in instances:
         groups[instance.series_uid].append(instance)
     return [groups[uid] for uid in sorted(groups)]
+
+
+def _ends(series: Sequence[Instance]) -> Sequence[Instance]:
+    return series[:1] if len(series) == 1 else (series[0], series[-1])
 
 
 def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]:

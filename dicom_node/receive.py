@@ -37,6 +37,9 @@ SUCCESS = 0x0000
 #: PS3.7 C.5.7: refused, not authorised.
 NOT_AUTHORISED = 0x0124
 
+#: Bytes of a PDU that we are ready to receive.
+MAXIMUM_PDU = 131072
+
 #: Transfer syntaxes that the labeler can decode; chosen first when a peer offers several.
 DECODABLE = frozenset(
     {
@@ -83,7 +86,7 @@ class Receiver:
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION
         entity.maximum_associations = self.settings.associations
-        entity.maximum_pdu_size = 131072
+        entity.maximum_pdu_size = MAXIMUM_PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
         entity.add_supported_context(Verification)
         handlers: list[Any] = [

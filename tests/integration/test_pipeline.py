@@ -224,3 +224,15 @@ def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -
     report = dcmread(bench.ledger.reports(str(wrong[0].StudyInstanceUID))[0].path)
     summary = next(item.TextValue for item in report.ContentSequence[-1].ContentSequence if "TextValue" in item)
     assert "Header Protocol Name: hand -> DIFFER" in summary
+
+
+def test_series_of_two_people_in_one_study_are_never_labelled(bench: Bench) -> None:
+    first, second = a_series("torso", 3, name="one"), a_series("leg", 3, name="other")
+    for image in second:
+        image.StudyInstanceUID, image.PatientID = first[0].StudyInstanceUID, first[0].PatientID
+        image.PatientBirthDate = "19991231"
+    uid = bench.take(first + second)
+    assert bench.label(uid) == State.QUARANTINED
+    shown = told(story(bench.ledger, uid))
+    assert "PatientBirthDate" in shown
+    assert "19991231" not in shown

@@ -1,0 +1,218 @@
+"""The DICOM Conformance Statement (PS3.2), made from the tables that the code itself works with.
+
+python -m dicom_node.conformance > docs/conformance.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from pydicom.uid import UID
+
+from dicom_node import __version__
+from dicom_node.audit import AUDIT_CLASSES
+from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from dicom_node.errors import Refused
+from dicom_node.gate import TEMPLATE
+from dicom_node.receive import DECODABLE, MAXIMUM_PDU, NOT_AUTHORISED
+from dicom_node.send import STORED, WANTED
+from dicom_node.settings import Settings
+from dicom_node.study import REPORT_CLASSES
+from labeler.vocabulary import Vocabulary, vocabulary
+
+_CHAPTERS = """\
+# DICOM Conformance Statement: anatomy node {version}
+
+Made from the code by `python -m dicom_node.conformance`; a test fails when it is out of date. Layout after PS3.2.
+
+## 1 Overview
+
+The node receives CT and MR studies, labels the anatomy that their pixels show, and stores the labels as Structured
+Reports in an archive. It keeps every object that it is sent and changes none. It is for research use.
+
+{overview}
+
+## 2 Implementation identity
+
+{identity}
+
+## 3 Association policies
+
+The called AE title must be ours, the calling AE title and its host must be configured; otherwise the association is
+rejected (rejected-permanent, service-user; reason 7 called, 3 calling AE title not recognised) and counted.
+Asynchronous operations, user identity and extended negotiation are not used.
+
+{associations}
+
+## 4 Storage SCP
+
+Every SOP class of the Storage Service is accepted, and any other Storage-like UID that a peer proposes: level 2 (full),
+no attribute is dropped or coerced, private ones are kept. The data set is written as it came, in its own transfer
+syntax, and made durable before the answer. Labelled are objects of modality CT and MR with pixel data and an image
+orientation; all else is kept, and `dicom-node status` says why it was not labelled. The same object again is a success
+and is kept once; other bytes under a known SOP Instance UID are kept beside it and flagged.
+
+Of the transfer syntaxes that a peer proposes for a presentation context the first of these is accepted; where there is
+none of these, the first of the peer's, which is kept and not labelled:
+
+{syntaxes}
+
+### 4.1 Status of C-STORE responses
+
+{statuses}
+
+### 4.2 Objects in which people answer
+
+From a peer that may `audit`: a Key Object Selection titled Quality Issue (113010, DCM) or Rejected for Quality Reasons
+(113001, DCM) that references a report of ours disputes it; a VERIFIED report whose Predecessor Documents Sequence names
+a report of ours corrects it.
+
+{audit}
+
+## 5 Storage SCU
+
+One association per report, to each peer that may get `reports`. All classes of the table are proposed; the best one
+accepted is used. Reports of a class other than the first have a SOP Instance UID of their own, derived from its.
+
+{sent}
+
+Stored: {stored}. Tried again with growing pauses: 0xA7xx, 0x0110, 0x0210, no answer, no association. All other answers
+lay the delivery aside with the archive's words.
+
+## 6 Verification
+
+SCP for every configured peer; SCU by `dicom-node echo` and `dicom-node preflight`.
+
+## 7 Structured Reports
+
+Template TID 1500 Imaging Measurement Report, completion flag COMPLETE, UNVERIFIED and PRELIMINARY until a person amends
+it, content qualification RESEARCH. One report per labelled series, in one report series per labelled series; revisions
+name their predecessor. UIDs are derived from content (`2.25.`): a rebuild gives the same object. Patient and study
+attributes are the source's own.
+
+{template}
+
+### 7.1 Codes of Finding Site and Target Region
+
+{codes}
+
+## 8 Character sets
+
+The source's single character set, else ISO_IR 192; any that pydicom decodes is read.
+
+## 9 Security
+
+Associations are told apart by AE title and host. TLS is not yet part of the node: put a DICOM TLS proxy before it.
+"""
+
+_MEANS = {
+    "121049": "Language of Content Item and Descendants",
+    "121005": "Observer Type",
+    "121008": "Person Observer Name",
+    "121009": "Person Observer's Organization Name",
+    "121012": "Device Observer UID",
+    "121013": "Device Observer Name",
+    "121014": "Device Observer Manufacturer",
+    "121015": "Device Observer Model Name",
+    "121016": "Device Observer Serial Number",
+    "121058": "Procedure reported",
+    "126000": "Imaging Measurement Report",
+    "126010": "Imaging Measurements",
+    "C0034375": "Qualitative Evaluations",
+    "111001": "Algorithm Name",
+    "111003": "Algorithm Version",
+    "111002": "Algorithm Parameters",
+    "125007": "Measurement Group",
+    "112039": "Tracking Identifier",
+    "112040": "Tracking Unique Identifier",
+    "121071": "Finding",
+    "363698007": "Finding Site",
+    "111012": "Certainty of Finding",
+    "121112": "Source of Measurement",
+    "121401": "Derivation",
+    "123014": "Target Region",
+    "121111": "Summary",
+    "121106": "Comment",
+}
+
+
+def statement(words: Vocabulary) -> str:
+    """The whole statement as Markdown."""
+    shown = Settings.model_construct()
+    return _CHAPTERS.format(
+        version=__version__,
+        overview=_table(("service", "as SCU", "as SCP"), _OVERVIEW),
+        identity=_table(
+            ("", ""),
+            [
+                ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
+                ("Implementation Version", IMPLEMENTATION_VERSION),
+            ],
+        ),
+        associations=_table(
+            ("", "default"),
+            [
+                ("AE title", shown.ae_title),
+                ("port", shown.port),
+                ("PDU size received", f"{MAXIMUM_PDU} bytes"),
+                ("associations at a time", shown.associations),
+                ("ARTIM, DIMSE and idle timeout", f"{shown.network_timeout:g} s"),
+            ],
+        ),
+        syntaxes=_table(("transfer syntax", "UID"), [(UID(uid).name, uid) for uid in sorted(DECODABLE, key=_order)]),
+        statuses=_table(("status", "meaning"), _statuses()),
+        audit=_classes(sorted(AUDIT_CLASSES)),
+        sent=_table(
+            ("SOP class", "UID", "transfer syntaxes"),
+            [(uid.name, uid, ", ".join(s.name for s in WANTED[uid])) for uid in REPORT_CLASSES],
+        ),
+        stored=", ".join(f"0x{status:04X}" for status in sorted(STORED)),
+        template=_table(("below", "concept", "relationship", "type", "times"), _rows()),
+        codes=_table(("code", "meaning", "kind"), _codes(words)),
+    )
+
+
+_OVERVIEW = [
+    ("Verification", "yes", "yes"),
+    ("Storage of images and any other object", "no", "yes"),
+    ("Storage of Structured Reports", "yes", "yes"),
+    ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "no", "no"),
+]
+
+
+def _order(uid: str) -> list[int]:
+    return [int(part) for part in uid.split(".")]
+
+
+def _statuses() -> Iterator[tuple[str, str]]:
+    yield "0x0000", "the object would survive a power cut and stands in the ledger"
+    yield f"0x{NOT_AUTHORISED:04X}", "the peer may not push such an object"
+    for error in sorted(Refused.__subclasses__(), key=lambda kind: kind.status):
+        yield f"0x{error.status:04X}", (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
+
+
+def _rows() -> Iterator[tuple[str, str, str, str, str]]:
+    for parent, rows in TEMPLATE.items():
+        for row in rows:
+            times = f"{row.least}-{'n' if row.most is None else row.most}"
+            yield _MEANS[parent], f"{_MEANS[row.concept]} ({row.concept})", row.relationship, row.value_type, times
+
+
+def _codes(words: Vocabulary) -> Iterator[tuple[str, str, str]]:
+    for label in words.labels:
+        yield f"{label.code.value}, {label.code.scheme}", label.code.meaning, label.kind
+    for region in words.regions:
+        yield f"{region.code.value}, {region.code.scheme}", region.code.meaning, "combined station"
+
+
+def _classes(uids: Sequence[str]) -> str:
+    return _table(("SOP class", "UID"), [(UID(uid).name, uid) for uid in uids])
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(statement(vocabulary()), end="")

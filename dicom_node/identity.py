@@ -1,0 +1,48 @@
+"""The identity guard: do the series of one study belong to one person? Values are compared, never shown.
+
+A study that a merge or a wrong worklist entry has mixed up is not labelled, since its report would be filed under
+somebody else. The Patient ID is compared by the ledger's key; here what stands beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+#: Attributes that one person has once (PS3.3 C.7.1.1); an empty one contradicts nothing.
+_ONCE = ("PatientName", "PatientBirthDate", "PatientSex")
+
+
+def identity_of(path: Path) -> dict[str, str]:
+    """What a file says of its patient, in a form that ignores how it is written; empty for a file beyond reading."""
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=["SpecificCharacterSet", *_ONCE])
+        return {keyword: _plain(header, keyword) for keyword in _ONCE}
+    except Exception:  # whatever a hostile file makes the parser raise: the labeler names it, here it says nothing
+        return {}
+
+
+def _plain(header: Dataset, keyword: str) -> str:
+    """Letters and digits of the first component group: `DOE^JOHN` is `Doe, John`."""
+    value = str(header.get(keyword) or "").split("=")[0]
+    return " ".join(sorted(re.findall(r"\w+", value.casefold())))
+
+
+def disagreements(by_series: Mapping[str, Iterable[dict[str, str]]]) -> Iterator[str]:
+    """Attributes that differ between the series of a study, each with a series that says so and one that does not."""
+    for keyword in _ONCE:
+        first: tuple[str, str] | None = None
+        for series_uid, found in by_series.items():
+            values = {identity[keyword] for identity in found if identity.get(keyword)}
+            for value in values:
+                first = first or (value, series_uid)
+                if value != first[0]:
+                    yield f"{keyword} of series {series_uid} differs from that of {first[1]}"
+                    break
+            else:
+                continue
+            break
