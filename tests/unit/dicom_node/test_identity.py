@@ -13,9 +13,9 @@ from tests.factories import a_series, saved
 def told(tmp_path: Path, keyword: str, first: str, second: str) -> list[str]:
     by_series = {}
     for name, value in (("1.1", first), ("1.2", second)):
-        folder = saved(
-            changed(a_series("leg", 1, name="id"), lambda i, v=value: setattr(i, keyword, v)), tmp_path / name
-        )
+        (image,) = a_series("leg", 1, name="id")
+        setattr(image, keyword, value)
+        folder = saved([image], tmp_path / name)
         by_series[name] = [identity_of(folder / "0001.dcm")]
     return list(disagreements(by_series))
 
