@@ -32,11 +32,10 @@ from dicom_node.uids import derived
 from labeler.aggregate import findings
 from labeler.result import Finding, SliceLabels
 from labeler.slices import Source
-from labeler.sr import ReportedLabels, concept_of, label_of
+from labeler.sr import FINDING_SITE, IMAGING_MEASUREMENTS, MEASUREMENT_GROUP, ReportedLabels, concept_of, label_of
 from labeler.vocabulary import Vocabulary
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
-_MEASUREMENTS, _GROUP, _SITE = "126010", "125007", "363698007"
 _TARGET_REGION, _SUMMARY, _COMMENT = "123014", "121111", "121106"
 _UNVERIFIED_LINE, _VERIFIED_LINE = "NOT VERIFIED BY A PERSON.", "CORRECTED AND VERIFIED BY A PERSON."
 
@@ -115,9 +114,9 @@ def amended(
     touched = {change.label for change in changes}
     tree = [*_observers(report, verifier), *(i for i in made.ContentSequence if not _observes(i))]
     for box in tree:
-        if concept_of(box) == _MEASUREMENTS:
+        if concept_of(box) == IMAGING_MEASUREMENTS:
             box.ContentSequence = list(_measurements(box, after, touched, words, (uid,)))
-    box = next(i for i in tree if i.ValueType == "CONTAINER" and concept_of(i) != _MEASUREMENTS)
+    box = next(i for i in tree if i.ValueType == "CONTAINER" and concept_of(i) != IMAGING_MEASUREMENTS)
     told = "; ".join(str(change) for change in changes) + (f". {comment}" if comment else "")
     box.ContentSequence = list(_evaluations(box, after, words, told))
     made.ContentSequence = tree
@@ -191,8 +190,8 @@ def _measurements(
     for item in box.ContentSequence:
         children = list(item.get("ContentSequence") or [])
         sums_up = any(child.ValueType == "NUM" for child in children)
-        sites = {label_of(child, words) for child in children if concept_of(child) == _SITE}
-        if concept_of(item) != _GROUP or (sums_up and not touched & sites):
+        sites = {label_of(child, words) for child in children if concept_of(child) == FINDING_SITE}
+        if concept_of(item) != MEASUREMENT_GROUP or (sums_up and not touched & sites):
             yield item
     for group in summaries(after, _said(after, touched, words), words, tracked, by_person=True):
         yield from group

@@ -57,6 +57,11 @@ def _correction(corrected: Dataset, ours: Callable[[str], Dataset | None], words
     before = next((found for uid in _predecessors(corrected) if (found := ours(uid)) is not None), None)
     if before is None:
         return None
+    return correction(corrected, before, words)
+
+
+def correction(corrected: Dataset, before: Dataset, words: Vocabulary) -> Remark:
+    """What the verified successor of a report says: who, and which labels changed on how many images."""
     observers = corrected.get("VerifyingObserverSequence") or []
     name = str(observers[0].get("VerifyingObserverName", "")) if observers else ""
     remark = _remark(RemarkKind.CORRECTION, corrected, before, name, "")

@@ -52,8 +52,8 @@ syntax, and made durable before the answer. Labelled are objects of modality CT 
 orientation; all else is kept, and `dicom-node status` says why it was not labelled. The same object again is a success
 and is kept once; other bytes under a known SOP Instance UID are kept beside it and flagged.
 
-Of the transfer syntaxes that a peer proposes for a presentation context the first of these is accepted; where there is
-none of these, the first of the peer's, which is kept and not labelled:
+Of the transfer syntaxes that a peer proposes for a presentation context the first that stands here is accepted; where
+none does, the peer's first, whose objects are kept and not labelled:
 
 {syntaxes}
 
@@ -174,7 +174,7 @@ def statement(words: Vocabulary) -> str:
 
 _OVERVIEW = [
     ("Verification", "yes", "yes"),
-    ("Storage of images and any other object", "no", "yes"),
+    ("Storage of images and any other object", "by `dicom-node send` only", "yes"),
     ("Storage of Structured Reports", "yes", "yes"),
     ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "no", "no"),
 ]

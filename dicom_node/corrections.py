@@ -12,12 +12,14 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.amend import Change, Verifier, amended
-from dicom_node.audit import AUDIT_CLASSES, hear
+from dicom_node.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.errors import Quarantine
 from dicom_node.gate import inspected
 from dicom_node.ledger import Ledger
+from dicom_node.logs import where
 from dicom_node.report import encode
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
@@ -57,10 +59,8 @@ def amend(
     written = WrittenReport(
         uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
     )
-    remark = hear(made, lambda wanted: report if wanted == report_uid else None, words)
-    ledger.enter_successor(written, [peer.name for peer in settings.receivers_of_reports])
-    if remark:
-        ledger.enter_remark(remark, path)
+    destinations = [peer.name for peer in settings.receivers_of_reports]
+    ledger.enter_remark(correction(made, report, words), path, written, destinations)
     return written
 
 
@@ -111,35 +111,44 @@ def listen(
 
 
 def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLabelled]:
-    allowed = any(peer.name == instance.peer and "audit" in peer.may for peer in settings.peers)
-    data_set = dcmread(instance.path)
-    remark = hear(data_set, _reports_of(ledger), vocabulary())
-    if remark is None:
-        reason, detail = "no image, and no remark on a report of ours", str(data_set.get("Modality", ""))
+    """Enter a remark, or say why there is none; an object beyond reading does not keep its study from its labels."""
+
+    def left_out(reason: str, detail: str) -> list[NotLabelled]:
         return [NotLabelled(instance.sop_instance_uid, instance.series_uid, reason, detail)]
+
+    allowed = any(peer.name == instance.peer and "audit" in peer.may for peer in settings.peers)
+    try:
+        data_set = dcmread(instance.path)
+        remark = hear(data_set, _reports_of(ledger), vocabulary())
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # whatever a hostile document makes the parser raise is the document's own
+        return left_out("document cannot be read", where(error))
+    if remark is None:
+        return left_out("no image, and no remark on a report of ours", str(data_set.get("Modality", "")))
     if not allowed:
         remedy = f'let [[peers]] "{instance.peer}" say so: may = ["push", "audit"]'
-        return [NotLabelled(instance.sop_instance_uid, instance.series_uid, f"{remark.kind} not allowed", remedy)]
-    _enter(ledger, instance, remark, data_set)
+        return left_out(f"{remark.kind} not allowed", remedy)
+    ledger.enter_remark(remark, instance.path, _successor(ledger, instance, remark, data_set))
     log.warning(remark.kind.value, report_uid=remark.report_uid, study_uid=remark.study_uid, changes=remark.changes)
     return []
 
 
-def _enter(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dataset) -> None:
+def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dataset) -> WrittenReport | None:
+    """The report that a correction is; None for a dispute."""
     before = ledger.report(remark.report_uid)
-    if remark.kind == RemarkKind.CORRECTION and before is not None:
-        successor = WrittenReport(
-            remark.sop_instance_uid,
-            str(data_set.SOPClassUID),
-            before.study_uid,
-            before.source_series_uid,
-            before.content,
-            instance.path,
-            remark.report_uid,
-            before.summary,
-        )
-        ledger.enter_successor(successor, [])
-    ledger.enter_remark(remark, instance.path)
+    if remark.kind != RemarkKind.CORRECTION or before is None:
+        return None
+    return WrittenReport(
+        remark.sop_instance_uid,
+        str(data_set.SOPClassUID),
+        before.study_uid,
+        before.source_series_uid,
+        before.content,
+        instance.path,
+        remark.report_uid,
+        before.summary,
+    )
 
 
 def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:

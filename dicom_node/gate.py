@@ -20,7 +20,7 @@ from dicom_node.errors import Quarantine
 from dicom_node.header import safe_header
 from dicom_node.study import REPORT_CLASSES
 from dicom_node.uids import is_uid
-from labeler.sr import concept_of, label_of
+from labeler.sr import FINDING_SITE, IMAGING_MEASUREMENTS, MEASUREMENT_GROUP, concept_of, label_of
 from labeler.vocabulary import Vocabulary
 
 #: Attributes that must have a value, and those that must at least be there (PS3.3 A.35.13; Types 1 and 2).
@@ -71,7 +71,7 @@ _IDENTITY = (
     "AccessionNumber",
 )
 _TITLE, _BASIC_TITLE = "126000", "18748-4"
-_FINDING_SITE, _TARGET_REGION = "363698007", "123014"
+_TARGET_REGION = "123014"
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,20 @@ TEMPLATE: dict[str, tuple[Row, ...]] = {
         Row(1, "121015", "HAS OBS CONTEXT", "TEXT"),
         Row(1, "121016", "HAS OBS CONTEXT", "TEXT"),
         Row(2, "121058", "HAS CONCEPT MOD", "CODE", least=1, most=None),
-        Row(3, "126010", "CONTAINS", "CONTAINER", least=1),
+        Row(3, IMAGING_MEASUREMENTS, "CONTAINS", "CONTAINER", least=1),
         Row(4, "C0034375", "CONTAINS", "CONTAINER", least=1),
     ),
-    "126010": (
+    IMAGING_MEASUREMENTS: (
         Row(0, "111001", "HAS CONCEPT MOD", "TEXT", least=1),
         Row(1, "111003", "HAS CONCEPT MOD", "TEXT", least=1),
         Row(2, "111002", "HAS CONCEPT MOD", "TEXT", least=1, most=None),
-        Row(3, "125007", "CONTAINS", "CONTAINER", most=None),
+        Row(3, MEASUREMENT_GROUP, "CONTAINS", "CONTAINER", most=None),
     ),
-    "125007": (
+    MEASUREMENT_GROUP: (
         Row(0, "112039", "HAS OBS CONTEXT", "TEXT", least=1),
         Row(1, "112040", "HAS OBS CONTEXT", "UIDREF", least=1),
         Row(2, "121071", "CONTAINS", "CODE", least=1),
-        Row(3, _FINDING_SITE, "HAS CONCEPT MOD", "CODE", least=1, most=None),
+        Row(3, FINDING_SITE, "HAS CONCEPT MOD", "CODE", least=1, most=None),
         Row(4, "111012", "CONTAINS", "NUM", most=2),
         Row(5, "121112", "CONTAINS", "IMAGE", least=1, most=None),
     ),
@@ -151,7 +151,8 @@ def passed(report: Dataset, source: Dataset, images: Collection[str], words: Voc
     found = list(complaints(report, source, images, words))
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise Quarantine(f"the report stays here, it breaks its rules: {'; '.join(found[:5])}{more}")
+        remedy = "the images are safe; tell the maintainers, then `dicom-node retry STUDY_UID` with a mended node"
+        raise Quarantine(f"the report stays here, it breaks its rules: {'; '.join(found[:5])}{more}; {remedy}")
     return report
 
 
@@ -233,12 +234,12 @@ def _codes(report: Dataset, words: Vocabulary) -> Iterator[str]:
             for code in item.get(sequence) or []:
                 if not (code.get("CodeValue") and code.get("CodingSchemeDesignator") and code.get("CodeMeaning")):
                     yield f"a code of {concept_of(item) or 'an item'} is not complete"
-        if concept_of(item) in (_FINDING_SITE, _TARGET_REGION) and item.get("ConceptCodeSequence"):
+        if concept_of(item) in (FINDING_SITE, _TARGET_REGION) and item.get("ConceptCodeSequence"):
             code = item.ConceptCodeSequence[0]
             key = (str(code.get("CodingSchemeDesignator")), str(code.get("CodeValue")))
             if meanings.get(key) != str(code.get("CodeMeaning")):
                 yield f"{' '.join(key)} {code.get('CodeMeaning')!r} is not in the vocabulary"
-            if concept_of(item) == _FINDING_SITE and label_of(item, words) is None:
+            if concept_of(item) == FINDING_SITE and label_of(item, words) is None:
                 yield f"finding site {' '.join(key)} is no label"
 
 

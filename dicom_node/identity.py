@@ -35,14 +35,11 @@ def _plain(header: Dataset, keyword: str) -> str:
 def disagreements(by_series: Mapping[str, Iterable[dict[str, str]]]) -> Iterator[str]:
     """Attributes that differ between the series of a study, each with a series that says so and one that does not."""
     for keyword in _ONCE:
-        first: tuple[str, str] | None = None
+        said: dict[str, str] = {}
         for series_uid, found in by_series.items():
-            values = {identity[keyword] for identity in found if identity.get(keyword)}
-            for value in values:
-                first = first or (value, series_uid)
-                if value != first[0]:
-                    yield f"{keyword} of series {series_uid} differs from that of {first[1]}"
-                    break
-            else:
-                continue
-            break
+            for identity in found:
+                if identity.get(keyword):
+                    said.setdefault(identity[keyword], series_uid)
+        if len(said) > 1:
+            first, second, *_ = said.values()
+            yield f"{keyword} of series {second} differs from that of {first}"

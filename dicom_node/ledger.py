@@ -336,18 +336,18 @@ class Ledger:
 
     # -- people's remarks --------------------------------------------------------------------------------------------
 
-    def enter_successor(self, written: WrittenReport, destinations: Sequence[str]) -> None:
-        """Enter a report that a person made, and start its deliveries."""
-        with self.engine.begin() as connection:
-            self._enter_report(connection, written, destinations)
-            if destinations:
-                sent = and_(study.c.study_uid == written.study_uid, study.c.state == State.SENT)
-                connection.execute(update(study).where(sent).values(state=State.REPORTED))
-
-    def enter_remark(self, said: Remark, path: Path) -> None:
+    def enter_remark(
+        self, said: Remark, path: Path, successor: WrittenReport | None = None, destinations: Sequence[str] = ()
+    ) -> None:
+        """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries."""
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
             connection.execute(self._insert(remark).values(values).on_conflict_do_nothing())
+            if successor is not None:
+                self._enter_report(connection, successor, destinations)
+            if destinations:
+                sent = and_(study.c.study_uid == said.study_uid, study.c.state == State.SENT)
+                connection.execute(update(study).where(sent).values(state=State.REPORTED))
 
     def has_heard(self, sop_instance_uid: str) -> bool:
         """Has this object been taken as a remark, or is it a report of ours?"""

@@ -106,14 +106,14 @@ class Pipeline:
         images, notes = listen(self.settings, self.ledger, taken)
         if len({instance.patient_key for instance in images}) > 1:
             raise Quarantine("images of different patients carry this Study Instance UID; nothing is labelled")
-        by_series = {
-            series[0].series_uid: [identity_of(i.path) for i in _ends(series)] for series in _by_series(images)
-        }
-        if found := list(disagreements(by_series)):
-            remedy = f"mend it at the source, push again, then `dicom-node retry {lease.study_uid}`"
+        by_series = _by_series(images)
+        ends = {series[0].series_uid: series[:: max(1, len(series) - 1)] for series in by_series}
+        identities = {uid: [identity_of(instance.path) for instance in both] for uid, both in ends.items()}
+        if found := list(disagreements(identities)):
+            remedy = "mend the study at its source and push it under new UIDs; under these, what came first stays"
             raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
         written: list[WrittenReport] = []
-        for series in _by_series(images):
+        for series in by_series:
             report, left_out = self._series(series)
             notes += left_out
             written += [report] if report else []
@@ -244,10 +244,6 @@ def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:
     for instance in instances:
         groups[instance.series_uid].append(instance)
     return [groups[uid] for uid in sorted(groups)]
-
-
-def _ends(series: Sequence[Instance]) -> Sequence[Instance]:
-    return series[:1] if len(series) == 1 else (series[0], series[-1])
 
 
 def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]:

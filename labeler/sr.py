@@ -17,7 +17,8 @@ from labeler.vocabulary import Kind, Vocabulary
 #: SOP Instance UID of an image, and the number of one of its frames where the report names frames.
 ImageKey = tuple[str, int | None]
 
-_IMAGING_MEASUREMENTS, _MEASUREMENT_GROUP, _FINDING_SITE = "126010", "125007", "363698007"
+#: Concepts of the tree: its box of groups, a group, and the label on a group.
+IMAGING_MEASUREMENTS, MEASUREMENT_GROUP, FINDING_SITE = "126010", "125007", "363698007"
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
     )
     seen: dict[ImageKey, set[str]] = defaultdict(set)
     for items in _groups(report):
-        names = {
-            name for item in items if concept_of(item) == _FINDING_SITE for name in [label_of(item, words)] if name
-        }
+        names = {name for item in items if concept_of(item) == FINDING_SITE for name in [label_of(item, words)] if name}
         for item in items:
             if item.ValueType == "IMAGE":
                 for key in image_keys(item.ReferencedSOPSequence[0]):
@@ -60,10 +59,10 @@ def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
 def _groups(report: Dataset) -> Iterator[list[Dataset]]:
     """Items of every Measurement Group without numbers."""
     for container in report.get("ContentSequence") or []:
-        if concept_of(container) == _IMAGING_MEASUREMENTS:
+        if concept_of(container) == IMAGING_MEASUREMENTS:
             for group in container.get("ContentSequence") or []:
                 items = list(group.get("ContentSequence") or [])
-                if concept_of(group) == _MEASUREMENT_GROUP and all(item.ValueType != "NUM" for item in items):
+                if concept_of(group) == MEASUREMENT_GROUP and all(item.ValueType != "NUM" for item in items):
                     yield items
 
 

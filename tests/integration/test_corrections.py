@@ -113,6 +113,17 @@ def test_a_dispute_is_heard_and_the_report_stays(bench: Bench, study: str, title
     assert len(bench.ledger.reports(study)) == 1
 
 
+def test_a_document_beyond_reading_does_not_keep_its_study_from_being_labelled(bench: Bench) -> None:
+    images = a_series("torso", IMAGES, name="poison")
+    broken = a_dispute(images[0], "broken", codes.DCM.QualityIssue)
+    for item in broken.ContentSequence:
+        if "ReferencedSOPSequence" in item:
+            del item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    bench.take([broken], peer="review")
+    assert bench.label(bench.take(images)) == State.REPORTED
+    assert bench.reasons() == {"document cannot be read": 1}
+
+
 def test_a_selection_for_teaching_is_no_dispute(bench: Bench, study: str) -> None:
     heard(bench, study, a_dispute(dcmread(the_report(bench, study).path), "nice", codes.DCM.ForTeaching))
     assert bench.ledger.remarks() == []
