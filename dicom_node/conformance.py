@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pydicom.uid import UID
+from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from dicom_node import __version__
 from dicom_node.audit import AUDIT_CLASSES
@@ -71,8 +71,10 @@ a report of ours corrects it.
 
 ## 5 Storage SCU
 
-One association per report, to each peer that may get `reports`. All classes of the table are proposed; the best one
-accepted is used. Reports of a class other than the first have a SOP Instance UID of their own, derived from its.
+One association per object, to each peer that may get `reports`. Of the report all its classes of the table are
+proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
+derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
+encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out.
 
 {sent}
 
@@ -164,7 +166,10 @@ def statement(words: Vocabulary) -> str:
         audit=_classes(sorted(AUDIT_CLASSES)),
         sent=_table(
             ("SOP class", "UID", "transfer syntaxes"),
-            [(uid.name, uid, ", ".join(s.name for s in WANTED[uid])) for uid in REPORT_CLASSES],
+            [
+                (uid.name, uid, ", ".join(s.name for s in WANTED[uid]))
+                for uid in (*REPORT_CLASSES, SecondaryCaptureImageStorage)
+            ],
         ),
         stored=", ".join(f"0x{status:04X}" for status in sorted(STORED)),
         template=_table(("below", "concept", "relationship", "type", "times"), _rows()),
@@ -176,6 +181,7 @@ _OVERVIEW = [
     ("Verification", "yes", "yes"),
     ("Storage of images and any other object", "by `dicom-node send` only", "yes"),
     ("Storage of Structured Reports", "yes", "yes"),
+    ("Storage of Secondary Captures (evidence sheets)", "yes", "yes"),
     ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "no", "no"),
 ]
 

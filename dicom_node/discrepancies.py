@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import TextIO
 
 from rich.table import Table
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from dicom_node.header import Agreement
 from dicom_node.ledger import Ledger
 from dicom_node.schema import report, study
+from dicom_node.study import Kind
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Discrepancy:
 def compared(ledger: Ledger) -> Iterator[Discrepancy]:
     """Every series with a current report against its header, the latest first."""
     columns = (study.c.peer, report.c.study_uid, report.c.source_series_uid, report.c.summary)
-    wanted = select(*columns).join(study, study.c.study_uid == report.c.study_uid).where(report.c.superseded_by == "")
+    current = and_(report.c.superseded_by == "", report.c.kind == Kind.REPORT)
+    wanted = select(*columns).join(study, study.c.study_uid == report.c.study_uid).where(current)
     for row in ledger.rows(wanted.order_by(report.c.created_at.desc())):
         summary = json.loads(row.summary or "{}")
         header = summary.get("header", {})

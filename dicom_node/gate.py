@@ -14,7 +14,7 @@ from io import BytesIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import BasicTextSRStorage
+from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
 from dicom_node.errors import Quarantine
 from dicom_node.header import safe_header
@@ -61,6 +61,19 @@ _TYPE_2 = (
     "PerformedProcedureCodeSequence",
 )
 #: What must be the source's own.
+_TYPE_1_OF_SHEET = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "Modality",
+    "ConversionType",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "PixelData",
+)
 _IDENTITY = (
     "PatientID",
     "IssuerOfPatientID",
@@ -139,6 +152,18 @@ def inspected(data: bytes, source: Dataset, images: Collection[str], words: Voca
     return data
 
 
+def passed_sheet(sheet: Dataset, source: Dataset) -> Dataset:
+    """The evidence sheet, when it may leave.
+
+    Args:
+        source: what patient and study must be equal to.
+    Raises:
+        Quarantine: a rule is broken; all that are, are named.
+    """
+    _stop("sheet", _complaints_of_sheet(sheet, source))
+    return sheet
+
+
 def passed(report: Dataset, source: Dataset, images: Collection[str], words: Vocabulary) -> Dataset:
     """The report, when it may leave.
 
@@ -148,12 +173,16 @@ def passed(report: Dataset, source: Dataset, images: Collection[str], words: Voc
     Raises:
         Quarantine: a rule is broken; all that are, are named.
     """
-    found = list(complaints(report, source, images, words))
+    _stop("report", complaints(report, source, images, words))
+    return report
+
+
+def _stop(what: str, complaints: Iterable[str]) -> None:
+    found = list(complaints)
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         remedy = "the images are safe; tell the maintainers, then `dicom-node retry STUDY_UID` with a mended node"
-        raise Quarantine(f"the report stays here, it breaks its rules: {'; '.join(found[:5])}{more}; {remedy}")
-    return report
+        raise Quarantine(f"the {what} stays here, it breaks its rules: {'; '.join(found[:5])}{more}; {remedy}")
 
 
 def complaints(report: Dataset, source: Dataset, images: Collection[str], words: Vocabulary) -> Iterator[str]:
@@ -165,6 +194,23 @@ def complaints(report: Dataset, source: Dataset, images: Collection[str], words:
     yield from _codes(report, words)
     if report.get("SOPClassUID") != BasicTextSRStorage and "ContentSequence" in report:
         yield from _tree(report)
+
+
+def _complaints_of_sheet(sheet: Dataset, source: Dataset) -> Iterator[str]:
+    if sheet.get("SOPClassUID") != SecondaryCaptureImageStorage:
+        yield f"SOP class {sheet.get('SOPClassUID')} is no sheet's"
+    yield from (f"{name} has no value" for name in _TYPE_1_OF_SHEET if sheet.get(name) in (None, ""))
+    if sheet.get("BurnedInAnnotation") != "NO":
+        yield "it does not say that no patient is named in the picture"
+    yield from _identity(sheet, source)
+    yield from _uids(sheet)
+    try:
+        shape = sheet.pixel_array.shape
+    except Exception as error:  # a decoder raises what it likes; whatever it is, nobody could look at this
+        yield f"its pixels cannot be decoded: {type(error).__name__}"
+    else:
+        if shape != (sheet.get("Rows"), sheet.get("Columns"), 3):
+            yield f"its pixels are {shape}"
 
 
 def _attributes(report: Dataset) -> Iterator[str]:

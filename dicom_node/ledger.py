@@ -19,9 +19,11 @@ from dicom_node import schema
 from dicom_node.errors import Superseded
 from dicom_node.schema import delivery, instance, not_labelled, open_engine, refusal, remark, report, study
 from dicom_node.study import (
+    DONE,
     Delivery,
     DueDelivery,
     Instance,
+    Kind,
     Lease,
     NotLabelled,
     Remark,
@@ -196,9 +198,13 @@ class Ledger:
         notes: Sequence[NotLabelled],
         destinations: Iterable[str],
         peer: str,
+        sheets_to: Iterable[str] = (),
     ) -> State:
         """Write down what a worker found, all at once, and start its deliveries.
 
+        Args:
+            reports: with the sheets beside them.
+            destinations, sheets_to: names of the peers that get the reports and the sheets.
         Raises:
             Superseded: the lease is lost or the study has grown; nothing is written.
         """
@@ -208,7 +214,7 @@ class Ledger:
                 raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
-                self._enter_report(connection, written, destinations)
+                self._enter_report(connection, written, destinations if written.kind == Kind.REPORT else sheets_to)
             state, reason = self._outcome(connection, lease.study_uid, reports, notes)
             key = study.c.study_uid == lease.study_uid
             connection.execute(update(study).where(key).values(state=state, reason=reason))
@@ -217,6 +223,7 @@ class Ledger:
     def _enter_report(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> None:
         values = {
             "sop_instance_uid": written.sop_instance_uid,
+            "kind": written.kind,
             "sop_class_uid": written.sop_class_uid,
             "study_uid": written.study_uid,
             "source_series_uid": written.source_series_uid,
@@ -248,7 +255,7 @@ class Ledger:
         states = _delivery_states(connection, study_uid)
         if not states:
             return State.REPORTED, "no destination is configured; the reports lie in the spool"
-        return (State.SENT, "") if states == {Delivery.SENT} else (State.REPORTED, "")
+        return (State.SENT, "") if states <= DONE else (State.REPORTED, "")
 
     def _note(self, connection: Connection, study_uid: str, peer: str, notes: Iterable[NotLabelled]) -> None:
         for note in notes:
@@ -283,11 +290,12 @@ class Ledger:
             if connection.execute(update(delivery).where(free).values(taken)).rowcount != 1:
                 return None
             row = connection.execute(
-                select(delivery.c.study_uid, delivery.c.attempts, delivery.c.fence, report.c.path)
+                select(delivery.c.study_uid, delivery.c.attempts, delivery.c.fence, report.c.path, report.c.kind)
                 .join(report, report.c.sop_instance_uid == delivery.c.report_uid)
                 .where(key)
             ).one()
-        return DueDelivery(report_uid, row.study_uid, destination, Path(row.path), row.attempts, row.fence)
+        path, kind = Path(row.path), Kind(row.kind)
+        return DueDelivery(report_uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
 
     def settle_delivery(
         self, due: DueDelivery, state: Delivery, detail: str, next_at: float = 0.0, sent_uid: str = ""
@@ -315,7 +323,7 @@ class Ledger:
                 return
             states = _delivery_states(connection, due.study_uid)
             reported = and_(study.c.study_uid == due.study_uid, study.c.state == State.REPORTED)
-            if states == {Delivery.SENT}:
+            if states <= DONE:
                 connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
             elif Delivery.FAILED in states:
                 told = f"delivery to {due.destination} failed: {detail}" if state == Delivery.FAILED else ""
@@ -394,8 +402,13 @@ class Ledger:
     def is_superseded(self, report_uid: str) -> bool:
         return bool(self.rows(select(report.c.superseded_by).where(report.c.sop_instance_uid == report_uid))[0][0])
 
-    def _one_report(self, condition: Any) -> WrittenReport | None:
-        statement = select(report).where(condition).order_by(report.c.created_at.desc()).limit(1)
+    def sheet(self, sop_instance_uid: str) -> WrittenReport | None:
+        """The sheet with this UID."""
+        return self._one_report(report.c.sop_instance_uid == sop_instance_uid, Kind.SHEET)
+
+    def _one_report(self, condition: Any, kind: Kind = Kind.REPORT) -> WrittenReport | None:
+        wanted = and_(condition, report.c.kind == kind)
+        statement = select(report).where(wanted).order_by(report.c.created_at.desc()).limit(1)
         with self.engine.connect() as connection:
             row = connection.execute(statement).mappings().first()
         return _written(row) if row else None
@@ -407,7 +420,8 @@ class Ledger:
 
     def reports(self, study_uid: str) -> list[WrittenReport]:
         """All reports on a study, the oldest first."""
-        statement = select(report).where(report.c.study_uid == study_uid).order_by(report.c.created_at)
+        wanted = and_(report.c.study_uid == study_uid, report.c.kind == Kind.REPORT)
+        statement = select(report).where(wanted).order_by(report.c.created_at)
         with self.engine.connect() as connection:
             return [_written(row) for row in connection.execute(statement).mappings()]
 
@@ -440,6 +454,7 @@ def _written(row: Any) -> WrittenReport:
         path=Path(row["path"]),
         predecessor=None,
         summary=row["summary"],
+        kind=Kind(row["kind"]),
     )
 
 

@@ -13,8 +13,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from logging import ERROR, INFO
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -24,16 +25,27 @@ from pydicom.uid import UID
 
 from dicom_node import report as reports
 from dicom_node.corrections import listen
-from dicom_node.errors import Quarantine, Retry, Superseded
-from dicom_node.gate import evidence_of, inspected, passed
+from dicom_node.errors import NotTaken, Quarantine, Retry, Superseded
+from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.rendition import rendition
-from dicom_node.send import store
+from dicom_node.send import Stored, store
 from dicom_node.settings import Settings
+from dicom_node.sheet import best_planes, sheet_of, sheet_uid
 from dicom_node.spool import Spool
-from dicom_node.study import Delivery, Instance, Lease, NotLabelled, State, WrittenReport
+from dicom_node.study import (
+    REPORT_CLASSES,
+    Delivery,
+    DueDelivery,
+    Instance,
+    Kind,
+    Lease,
+    NotLabelled,
+    State,
+    WrittenReport,
+)
 from dicom_node.uids import content_of, report_uid
 from labeler.errors import LabelerError
 from labeler.vocabulary import vocabulary
@@ -41,7 +53,7 @@ from labeler.vocabulary import vocabulary
 if TYPE_CHECKING:
     from labeler.label import Labeler
     from labeler.result import SeriesLabels
-    from labeler.slices import Skipped
+    from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
 
@@ -114,20 +126,20 @@ class Pipeline:
             raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
         written: list[WrittenReport] = []
         for series in by_series:
-            report, left_out = self._series(series)
+            made, left_out = self._series(series)
             notes += left_out
-            written += [report] if report else []
-        destinations = [peer.name for peer in self.settings.receivers_of_reports]
-        return self.ledger.settle(lease, written, notes, destinations, taken[-1].peer)
+            written += made
+        receivers = self.settings.receivers_of_reports
+        sheets_to = [peer.name for peer in receivers if peer.sheet]
+        return self.ledger.settle(lease, written, notes, [peer.name for peer in receivers], taken[-1].peer, sheets_to)
 
-    def _series(self, instances: Sequence[Instance]) -> tuple[WrittenReport | None, list[NotLabelled]]:
-        """Label one series; its report (the existing one when nothing has changed) and what was left out."""
+    def _series(self, instances: Sequence[Instance]) -> tuple[list[WrittenReport], list[NotLabelled]]:
+        """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
         series_uid = instances[0].series_uid
         content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
-        known = self.ledger.report(report_uid(series_uid, content, self.labeler.info.fingerprint))
-        if known is not None and known.path.exists():
+        if known := self._known(report_uid(series_uid, content, self.labeler.info.fingerprint)):
             return known, []
-        answer, left_out = self._answer(instances)
+        answer, pictures, left_out = self._answer(instances)
         by_path = sorted(instances, key=lambda instance: instance.path)
         notes = [
             NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
@@ -135,7 +147,7 @@ class Pipeline:
             if item.source.frame is None
         ]
         if not answer.slices:
-            return None, notes
+            return [], notes
         context = self._context(instances, answer, content)
         verdict = reports.verdict_of(answer, context)
         if verdict.agreement == reports.Agreement.DIFFER:
@@ -143,29 +155,52 @@ class Pipeline:
         built = reports.build(answer, context)
         images = {instance.sop_instance_uid for instance in instances}
         data = inspected(reports.encode(built), context.header, images, vocabulary())
-        path = self.spool.store_report(built.SOPInstanceUID, data)
-        return (
-            WrittenReport(
-                sop_instance_uid=str(built.SOPInstanceUID),
-                sop_class_uid=str(built.SOPClassUID),
-                study_uid=instances[0].study_uid,
-                source_series_uid=series_uid,
-                content=content,
-                path=path,
-                predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
-                summary=json.dumps(summary_of(answer, context)),
-            ),
-            notes,
+        report = WrittenReport(
+            sop_instance_uid=str(built.SOPInstanceUID),
+            sop_class_uid=str(built.SOPClassUID),
+            study_uid=instances[0].study_uid,
+            source_series_uid=series_uid,
+            content=content,
+            path=self.spool.store_report(built.SOPInstanceUID, data),
+            predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
+            summary=json.dumps(summary_of(answer, context)),
+        )
+        return [report, *self._sheet(report, built, answer, pictures, context)], notes
+
+    def _known(self, uid: str) -> list[WrittenReport]:
+        """The report with this UID and its sheet, as far as they lie here; nothing where the report does not."""
+        report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
+        if report is None or not report.path.exists():
+            return []
+        return [report, sheet] if sheet is not None and sheet.path.exists() else [report]
+
+    def _sheet(
+        self,
+        report: WrittenReport,
+        built: Dataset,
+        answer: SeriesLabels,
+        pictures: dict[str, FloatImage],
+        context: reports.Context,
+    ) -> Iterator[WrittenReport]:
+        """The sheet beside a report, drawn where somebody is to get it."""
+        if not any(peer.sheet for peer in self.settings.receivers_of_reports):
+            return
+        sheet = passed_sheet(sheet_of(built, answer, pictures, context), context.header)
+        uid, sop_class = str(sheet.SOPInstanceUID), str(sheet.SOPClassUID)
+        path = self.spool.store_report(uid, reports.encode(sheet))
+        yield replace(
+            report, sop_instance_uid=uid, sop_class_uid=sop_class, path=path, predecessor=None, kind=Kind.SHEET
         )
 
-    def _answer(self, instances: Sequence[Instance]) -> tuple[SeriesLabels, list[Skipped]]:
-        """The labels of one series, and every image left out; files that cannot be read at all stand apart."""
+    def _answer(self, instances: Sequence[Instance]) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
+        """Labels of one series, its best planes, and every image left out; files beyond reading stand apart."""
         from labeler.dicom import read_dicom
 
         read = read_dicom([instance.path for instance in instances], self.labeler.spec.canvas)
         left_out = [item for series in read for item in series.skipped]
         series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
-        return self.labeler.label(series), left_out
+        answer = self.labeler.label(series)
+        return answer, best_planes(series, answer), left_out
 
     def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
@@ -207,7 +242,7 @@ class Pipeline:
         if due is None:
             return None
         try:
-            stored = store(due.path, self.settings.peer(destination), self.settings.ae_title, _sendable)
+            stored = self._send(due)
         except Retry as reason:
             wait = pause(due.attempt, self.settings.longest_pause)
             self.ledger.settle_delivery(due, Delivery.WAITING, str(reason), self.clock() + wait)
@@ -220,16 +255,26 @@ class Pipeline:
             )
             return Delivery.WAITING
         except Quarantine as reason:
-            self.ledger.settle_delivery(due, Delivery.FAILED, str(reason))
-            log.error("delivery failed", report_uid=report_uid, reason=str(reason))
-            return Delivery.FAILED
+            spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
+            state = Delivery.LEFT_OUT if spared else Delivery.FAILED
+            self.ledger.settle_delivery(due, state, str(reason))
+            log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=report_uid, reason=str(reason))
+            return state
         self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
         return Delivery.SENT
 
+    def _send(self, due: DueDelivery) -> Stored:
+        peer = self.settings.peer(due.destination)
+        if due.kind == Kind.SHEET and not peer.sheet:
+            raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
+        return store(due.path, peer, self.settings.ae_title, _sendable)
+
 
 def _sendable(report: Dataset, sop_class: UID) -> Dataset:
     """The report in a class that the destination takes, through the gate again: files rot, and renditions are new."""
+    if sop_class not in REPORT_CLASSES:
+        return passed_sheet(report, report)
     return passed(rendition(report, sop_class), report, evidence_of(report), vocabulary())
 
 

@@ -77,11 +77,12 @@ not_labelled = Table(
 )
 Index("not_labelled_by_study", not_labelled.c.study_uid)
 
-#: Reports that lie in the spool; `superseded_by` names the next revision.
+#: Reports that lie in the spool, and the sheets beside them; `superseded_by` names a report's next revision.
 report = Table(
     "report",
     metadata,
     Column("sop_instance_uid", String(64), primary_key=True),
+    Column("kind", String(16), nullable=False),
     Column("sop_class_uid", String(64), nullable=False),
     Column("study_uid", String(64), nullable=False),
     Column("source_series_uid", String(64), nullable=False),

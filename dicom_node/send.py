@@ -70,10 +70,14 @@ def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None)
     data_set = dcmread(path)
     own = UID(data_set.SOPClassUID)
     wanted = REPORT_CLASSES if render and own in REPORT_CLASSES else (own,)
-    with _associated(peer, calling_ae, [(sop_class, _syntaxes_of(data_set)) for sop_class in wanted]) as association:
+    contexts = [(sop_class, syntaxes) for sop_class in wanted for syntaxes in _syntaxes_of(data_set)]
+    with _associated(peer, calling_ae, contexts) as association:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
         best = own if own in accepted else next(sop_class for sop_class in wanted if sop_class in accepted)
         sent = render(data_set, best) if render else data_set
+        syntaxes = {context.transfer_syntax[0] for context in association.accepted_contexts}
+        if sent.file_meta.TransferSyntaxUID not in syntaxes:
+            _unpack(sent)
         try:
             answer = association.send_c_store(sent)
         except (ValueError, RuntimeError) as error:
@@ -89,10 +93,21 @@ def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None)
     raise Quarantine(told)
 
 
-def _syntaxes_of(data_set: Dataset) -> list[UID]:
-    """The file's own transfer syntax, and Implicit VR Little Endian, which every peer knows, where it is as plain."""
+def _syntaxes_of(data_set: Dataset) -> list[list[UID]]:
+    """Transfer syntaxes by presentation context: the file's own, and the plain ones where it can be made plain.
+
+    A peer answers one transfer syntax a presentation context, and every peer knows Implicit VR Little Endian.
+    """
     own = data_set.file_meta.TransferSyntaxUID
-    return [own, ImplicitVRLittleEndian] if own == ExplicitVRLittleEndian else [own]
+    if own == ExplicitVRLittleEndian:
+        return [[own, ImplicitVRLittleEndian]]
+    return [[own], list(PLAIN)] if own == RLELossless else [[own]]
+
+
+def _unpack(data_set: Dataset) -> None:
+    """Run-length encoded pixels -> plain ones, in the same instance: the same picture (PS3.5 A.4.2)."""
+    if data_set.file_meta.TransferSyntaxUID == RLELossless:
+        data_set.decompress(generate_instance_uid=False)
 
 
 def echo(peer: Peer, calling_ae: str) -> None:

@@ -74,6 +74,8 @@ class Peer(BaseModel):
     port: Port | None = None
     #: `push`: may send images to us. `reports`: gets our reports. `audit`: may dispute and correct them.
     may: frozenset[Literal["push", "reports", "audit"]] = frozenset({"push"})
+    #: Send the evidence sheet, a picture, beside every report that this peer gets.
+    sheet: bool = True
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 

@@ -43,12 +43,27 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
+class Kind(StrEnum):
+    """What the node makes of a series."""
+
+    #: The Structured Report.
+    REPORT = "report"
+    #: The picture beside it, a Secondary Capture.
+    SHEET = "sheet"
+
+
 class Delivery(StrEnum):
     """Where a report stands with one destination."""
 
     WAITING = "waiting"
     SENT = "sent"
     FAILED = "failed"
+    #: A sheet that the destination does not take or is not to get; nothing is owed.
+    LEFT_OUT = "left out"
+
+
+#: Deliveries that owe nothing.
+DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT})
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,7 @@ class NotLabelled:
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report that lies in the spool, ready to be sent."""
+    """A report, or the sheet beside one, that lies in the spool, ready to be sent."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -134,6 +149,7 @@ class WrittenReport:
     predecessor: str | None
     #: What the report says, for people who ask the node instead of PACS (JSON of `SeriesSummary`).
     summary: str = ""
+    kind: Kind = Kind.REPORT
 
 
 @dataclass(frozen=True)
@@ -146,6 +162,7 @@ class DueDelivery:
     path: Path
     attempt: int
     fence: int
+    kind: Kind = Kind.REPORT
 
 
 class RemarkKind(StrEnum):

@@ -33,9 +33,16 @@ class Clock:
 class Bench:
     """One node without processes: the parts in one hand, time too."""
 
-    def __init__(self, home: Path, archive_port: int) -> None:
+    def __init__(self, home: Path, archive_port: int, sheet: bool = False, archive_ae: str = "PACS") -> None:
         peers = (
-            Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=archive_port, may=frozenset({"reports"})),
+            Peer(
+                name="pacs",
+                ae_title=archive_ae,
+                host="127.0.0.1",
+                port=archive_port,
+                may=frozenset({"reports"}),
+                sheet=sheet,
+            ),
             Peer(name="review", ae_title="REVIEW", host="127.0.0.1", may=frozenset({"audit"})),
         )
         self.settings = Settings(home=home, peers=peers)
@@ -64,6 +71,10 @@ class Bench:
 
     def deliver(self, study_uid: str) -> list[Delivery | None]:
         return [self.pipeline.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
+
+    def deliver_all(self) -> list[Delivery | None]:
+        """What the watcher's bells lead to."""
+        return [self.pipeline.deliver(*due) for due in self.ledger.due_deliveries(30.0)]
 
     def reasons(self) -> dict[str, int]:
         return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]

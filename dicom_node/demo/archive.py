@@ -9,18 +9,21 @@ from types import TracebackType
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pynetdicom import AE, evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, Verification
+from pydicom.uid import RLELossless
+from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, evt
+from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, Verification
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node.uids import is_uid
 
+_TAKEN = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
+
 
 class Archive:
-    """Keeps reports under a folder; `with Archive(...) as archive` listens on `archive.port`."""
+    """Keeps reports and sheets under a folder; `with Archive(...) as archive` listens on `archive.port`."""
 
-    def __init__(self, folder: Path, ae_title: str, takes: Sequence[str] = (Comprehensive3DSRStorage,)) -> None:
-        self.folder, self.ae_title, self.takes = folder, ae_title, takes
+    def __init__(self, folder: Path, ae_title: str, takes: Sequence[str] = _TAKEN, packed: bool = True) -> None:
+        self.folder, self.ae_title, self.takes, self.packed = folder, ae_title, takes, packed
         self._server: ThreadedAssociationServer | None = None
 
     def __enter__(self) -> Archive:
@@ -28,7 +31,8 @@ class Archive:
         entity = AE(self.ae_title)
         entity.add_supported_context(Verification)
         for sop_class in self.takes:
-            entity.add_supported_context(sop_class)
+            syntaxes = [RLELossless, *DEFAULT_TRANSFER_SYNTAXES] if self.packed else DEFAULT_TRANSFER_SYNTAXES
+            entity.add_supported_context(sop_class, syntaxes)
         handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_C_ECHO, lambda _: 0x0000)]
         self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
         return self
@@ -55,6 +59,12 @@ class Archive:
         return 0x0000
 
     def reports(self) -> list[Dataset]:
+        return [kept for kept in self._kept() if kept.SOPClassUID != SecondaryCaptureImageStorage]
+
+    def sheets(self) -> list[Dataset]:
+        return [kept for kept in self._kept() if kept.SOPClassUID == SecondaryCaptureImageStorage]
+
+    def _kept(self) -> list[Dataset]:
         return [dcmread(path) for path in sorted(self.folder.glob("*.dcm"))]
 
     def reports_per_series(self) -> Counter[str]:

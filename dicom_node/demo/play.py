@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -32,7 +34,7 @@ def play(out: Path, console: Console, timeout: float) -> bool:
     _clear(out)
     home = Path(tempfile.mkdtemp(prefix="dicom-node-demo-"))
     try:
-        with Archive(out / "sr", _PACS) as archive, (out / "node.log").open("wb") as log:
+        with Archive(out / "pacs", _PACS) as archive, (out / "node.log").open("wb") as log:
             config = _write_config(home, archive.port)
             settings = load_settings(config)
             node = supervised(settings, config, log)
@@ -55,8 +57,8 @@ def play(out: Path, console: Console, timeout: float) -> bool:
 def _clear(out: Path) -> None:
     """Make the output folder; what an earlier demo left in it goes, nothing else."""
     out.mkdir(parents=True, exist_ok=True)
-    for report in (out / "sr").glob("*.dcm"):
-        report.unlink()
+    for left in (*(out / "pacs").glob("*.dcm"), *(out / "sheets").glob("*.png")):
+        left.unlink()
 
 
 def _write_config(home: Path, archive_port: int) -> Path:
@@ -156,14 +158,25 @@ def _show(pushes: Sequence[Push], ledger: Ledger, archive: Archive, out: Path, c
         labels[item.series_uid] = {"title": item.title, "study_uid": item.study_uid, **summary}
         table.add_row(f"{item.title}\n{summary['modality']} {summary['images']} images", *_cells(summary))
     (out / "labels.json").write_text(json.dumps(labels, indent=1))
+    _print_sheets(pushes, archive, out / "sheets")
     console.print(table)
     wrong = [item.title for item in pushes if found[item.series_uid] != int(item.labelled)]
     for title in wrong:
         console.print(f"[red]{title}: not exactly the one report that it should have; see {out / 'node.log'}[/red]")
     console.print(
-        f"{sum(found.values())} reports in {out / 'sr'}, all labels in {out / 'labels.json'}; not for diagnosis"
+        f"{sum(found.values())} reports in {out / 'pacs'}, their evidence sheets as pictures in {out / 'sheets'}, "
+        f"all labels in {out / 'labels.json'}; not for diagnosis"
     )
     return not wrong
+
+
+def _print_sheets(pushes: Sequence[Push], archive: Archive, folder: Path) -> None:
+    """The archive's evidence sheets as pictures, named after what was pushed."""
+    folder.mkdir(exist_ok=True)
+    titles = {item.study_uid: item.title for item in pushes}
+    for sheet in archive.sheets():
+        name = "-".join(re.findall(r"\w+", titles[str(sheet.StudyInstanceUID)]))
+        Image.fromarray(sheet.pixel_array).save(folder / f"{name}.png")
 
 
 def _summary(item: Push, ledger: Ledger) -> dict[str, Any] | None:

@@ -57,11 +57,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_demo_brings_one_report_per_series_and_valid_ones(demo: tuple[Path, str]) -> None:
     out, shown = demo
-    reports = sorted((out / "sr").glob("*.dcm"))
+    kept = sorted((out / "pacs").glob("*.dcm"))
+    reports = [path for path in kept if dcmread(path, specific_tags=["Modality"]).Modality == "SR"]
     labels = json.loads((out / "labels.json").read_text())
     assert len(reports) == len(labels) >= 6
-    for path in reports:
+    assert len(list((out / "sheets").glob("*.png"))) == len(kept) - len(reports) == len(labels)
+    for path in kept:
         assert errors_of_dciodvfy(path) == []
+    for path in reports:
         assert errors_of_dsrdump(path) == []
     series = {
         str(dcmread(p).CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].SeriesInstanceUID)
