@@ -11,6 +11,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from dicom_node import __version__
 from dicom_node.audit import AUDIT_CLASSES
+from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import Refused
 from dicom_node.gate import TEMPLATE
@@ -80,6 +81,20 @@ encoded where that is accepted, else plain; where no Secondary Capture is accept
 
 Stored: {stored}. Tried again with growing pauses: 0xA7xx, 0x0110, 0x0210, no answer, no association. All other answers
 lay the delivery aside with the archive's words.
+
+### 5.1 Storage commitment
+
+As SCU, of peers with `commitment = true`: an N-ACTION for every object right after its storage, on an association of
+its own; the N-EVENT-REPORT is taken on any association to our port in which the archive proposes the SCP role. What is
+not committed is sent again; what is not answered for within 10 minutes, doubling up to a day, too. As SCP, for peers
+with a host and a port that may `push`: an object is committed when it is durable in the spool and known to the ledger;
+Failure Reasons {no_object} and {class_conflict}. The N-EVENT-REPORT goes out on an association of its own, with the SCP
+role proposed, and is tried again until it is taken.
+
+### 5.2 Query
+
+Of peers with `check_patient = true`: before every delivery a C-FIND on STUDY level with the Study Instance UID,
+returning Patient ID. A study that is filed there under another Patient ID than its images had is held.
 
 ## 6 Verification
 
@@ -171,6 +186,8 @@ def statement(words: Vocabulary) -> str:
                 for uid in (*REPORT_CLASSES, SecondaryCaptureImageStorage)
             ],
         ),
+        no_object=f"0x{NO_SUCH_OBJECT:04X}",
+        class_conflict=f"0x{CLASS_CONFLICT:04X}",
         stored=", ".join(f"0x{status:04X}" for status in sorted(STORED)),
         template=_table(("below", "concept", "relationship", "type", "times"), _rows()),
         codes=_table(("code", "meaning", "kind"), _codes(words)),
@@ -182,7 +199,9 @@ _OVERVIEW = [
     ("Storage of images and any other object", "by `dicom-node send` only", "yes"),
     ("Storage of Structured Reports", "yes", "yes"),
     ("Storage of Secondary Captures (evidence sheets)", "yes", "yes"),
-    ("Storage Commitment, Query/Retrieve, Worklist, MPPS", "no", "no"),
+    ("Storage Commitment Push Model", "yes", "yes"),
+    ("Study Root Query/Retrieve, FIND", "yes", "no"),
+    ("MOVE, GET, Worklist, MPPS", "no", "no"),
 ]
 
 

@@ -7,7 +7,7 @@ carries a fence: a worker whose fence is no longer the row's has been overtaken 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from dicom_node.errors import Superseded
 from dicom_node.schema import delivery, instance, not_labelled, open_engine, refusal, remark, report, study
 from dicom_node.study import (
     DONE,
+    OPEN,
     Delivery,
     DueDelivery,
     Instance,
@@ -125,19 +126,19 @@ class Ledger:
 
     def due_studies(self, ring_again_seconds: float) -> list[str]:
         """Queued studies whose bell has been silent for so long, or was never rung."""
-        due = self._due(select(study.c.study_uid), study, State.QUEUED, ring_again_seconds)
+        due = self._due(select(study.c.study_uid), study, [State.QUEUED], ring_again_seconds)
         return [row.study_uid for row in due]
 
     def due_deliveries(self, ring_again_seconds: float) -> list[tuple[str, str]]:
         """Waiting deliveries (report UID, destination) whose bell has been silent for so long, or was never rung."""
         columns = select(delivery.c.report_uid, delivery.c.destination)
-        due = self._due(columns, delivery, Delivery.WAITING, ring_again_seconds)
+        due = self._due(columns, delivery, OPEN, ring_again_seconds)
         return [(row.report_uid, row.destination) for row in due]
 
-    def _due(self, columns: Select[Any], table: Any, state: str, ring_again: float) -> Sequence[Row[Any]]:
+    def _due(self, columns: Select[Any], table: Any, states: Sequence[str], ring_again: float) -> Sequence[Row[Any]]:
         now = self.clock()
         silent = or_(table.c.rung_at < now - ring_again, table.c.rung_at < table.c.next_at, table.c.rung_at > now)
-        wanted = and_(table.c.state == state, table.c.next_at <= now, table.c.lease_until <= now, silent)
+        wanted = and_(table.c.state.in_(states), table.c.next_at <= now, table.c.lease_until <= now, silent)
         with self.engine.connect() as connection:
             return connection.execute(columns.where(wanted).order_by(table.c.next_at).limit(200)).all()
 
@@ -280,7 +281,7 @@ class Ledger:
         """Lease one delivery; None when it is done, not due, or another has it."""
         now = self.clock()
         key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination)
-        free = and_(key, delivery.c.state == Delivery.WAITING, delivery.c.next_at <= now, delivery.c.lease_until <= now)
+        free = and_(key, delivery.c.state.in_(OPEN), delivery.c.next_at <= now, delivery.c.lease_until <= now)
         taken = {
             "lease_until": now + lease_seconds,
             "fence": delivery.c.fence + 1,
@@ -298,12 +299,20 @@ class Ledger:
         return DueDelivery(report_uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
 
     def settle_delivery(
-        self, due: DueDelivery, state: Delivery, detail: str, next_at: float = 0.0, sent_uid: str = ""
+        self,
+        due: DueDelivery,
+        state: Delivery,
+        detail: str,
+        next_at: float = 0.0,
+        sent_uid: str = "",
+        transaction_uid: str = "",
     ) -> None:
         """Write down how an attempt ended; the study is SENT when all its deliveries are.
 
         Args:
+            next_at: when it falls due again, where it is open.
             sent_uid: SOP Instance UID of the object that went out, a rendition's where the report did not itself.
+            transaction_uid: under which its storage commitment was asked for.
         """
         key = and_(
             delivery.c.report_uid == due.report_uid,
@@ -315,19 +324,74 @@ class Ledger:
             "detail": detail,
             "lease_until": 0.0,
             "next_at": next_at,
-            "sent_at": self.clock() if state == Delivery.SENT else 0.0,
+            "sent_at": self.clock() if state in (Delivery.SENT, Delivery.AWAITED) else 0.0,
             "sent_uid": sent_uid,
+            "transaction_uid": transaction_uid,
         }
         with self.engine.begin() as connection:
-            if connection.execute(update(delivery).where(key).values(values)).rowcount != 1:
-                return
-            states = _delivery_states(connection, due.study_uid)
-            reported = and_(study.c.study_uid == due.study_uid, study.c.state == State.REPORTED)
-            if states <= DONE:
-                connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
-            elif Delivery.FAILED in states:
+            if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
                 told = f"delivery to {due.destination} failed: {detail}" if state == Delivery.FAILED else ""
-                connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=told))
+                self._conclude(connection, due.study_uid, told)
+
+    @staticmethod
+    def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None:
+        """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand."""
+        states = _delivery_states(connection, study_uid)
+        reported = and_(study.c.study_uid == study_uid, study.c.state == State.REPORTED)
+        if states <= DONE:
+            connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
+        elif Delivery.FAILED in states:
+            connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=failure))
+
+    # -- storage commitment ------------------------------------------------------------------------------------------
+
+    def enter_commitment(self, uid: str, path: Path, peer: str) -> None:
+        """Owe a peer the answer that lies at `path`; asked again, it is told again."""
+        blank = dict.fromkeys(("sop_class_uid", "study_uid", "source_series_uid", "content"), "")
+        answer = {
+            "sop_instance_uid": uid,
+            "kind": Kind.COMMITMENT,
+            "path": str(path),
+            "created_at": self.clock(),
+            **blank,
+        }
+        owed = {"report_uid": uid, "destination": peer, "study_uid": "", "state": Delivery.WAITING}
+        again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
+        with self.engine.begin() as connection:
+            connection.execute(self._insert(report).values(answer).on_conflict_do_nothing())
+            keys = [delivery.c.report_uid, delivery.c.destination]
+            connection.execute(
+                self._insert(delivery).values(owed).on_conflict_do_update(index_elements=keys, set_=again)
+            )
+
+    def answer_commitment(
+        self, transaction_uid: str, destination: str, committed: Collection[str], failed: Mapping[str, str]
+    ) -> int:
+        """What a peer answers for is SENT, what it does not is sent again; how many deliveries this settled.
+
+        Args:
+            committed: SOP Instance UIDs.
+            failed: SOP Instance UID -> reason.
+        """
+        asked = and_(
+            delivery.c.transaction_uid == transaction_uid,
+            delivery.c.destination == destination,
+            delivery.c.state == Delivery.AWAITED,
+        )
+        with self.engine.begin() as connection:
+            rows = connection.execute(select(delivery).where(asked)).all() if transaction_uid else []
+            for row in rows:
+                if row.sent_uid in committed:
+                    values = {"state": Delivery.SENT, "detail": f"{row.detail}, committed", "next_at": 0.0}
+                elif row.sent_uid in failed:
+                    told = f"stored, then not committed ({failed[row.sent_uid]}); sent again"
+                    values = {"state": Delivery.WAITING, "detail": told, "next_at": self.clock(), "rung_at": 0.0}
+                else:
+                    continue
+                key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
+                connection.execute(update(delivery).where(key).values(values))
+                self._conclude(connection, row.study_uid)
+        return len(rows)
 
     # -- a person's word ---------------------------------------------------------------------------------------------
 
@@ -387,7 +451,14 @@ class Ledger:
         statement = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.received_at)
         with self.engine.connect() as connection:
             rows = connection.execute(statement).mappings().all()
-        return [Instance(**{**row, "path": Path(row["path"])}) for row in rows]
+        return [_instance(row) for row in rows]
+
+    def instance(self, sop_instance_uid: str) -> Instance | None:
+        """The object that came first with this UID."""
+        statement = select(instance).where(instance.c.sop_instance_uid == sop_instance_uid, ~instance.c.conflict)
+        with self.engine.connect() as connection:
+            row = connection.execute(statement).mappings().first()
+        return _instance(row) if row else None
 
     def report(self, sop_instance_uid: str) -> WrittenReport | None:
         """The report with this UID, superseded or not."""
@@ -442,6 +513,10 @@ def _held(lease: Lease) -> Any:
 
 def _delivery_states(connection: Connection, study_uid: str) -> set[str]:
     return set(connection.execute(select(delivery.c.state).where(delivery.c.study_uid == study_uid)).scalars())
+
+
+def _instance(row: Any) -> Instance:
+    return Instance(**{**row, "path": Path(row["path"])})
 
 
 def _written(row: Any) -> WrittenReport:

@@ -24,6 +24,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from dicom_node import report as reports
+from dicom_node.commitment import ask, tell
 from dicom_node.corrections import listen
 from dicom_node.errors import NotTaken, Quarantine, Retry, Superseded
 from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
@@ -31,8 +32,8 @@ from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.rendition import rendition
-from dicom_node.send import Stored, store
-from dicom_node.settings import Settings
+from dicom_node.send import Stored, patient_id_of, store
+from dicom_node.settings import Peer, Settings
 from dicom_node.sheet import best_planes, sheet_of, sheet_uid
 from dicom_node.spool import Spool
 from dicom_node.study import (
@@ -46,7 +47,7 @@ from dicom_node.study import (
     State,
     WrittenReport,
 )
-from dicom_node.uids import content_of, report_uid
+from dicom_node.uids import content_of, derived, report_uid
 from labeler.errors import LabelerError
 from labeler.vocabulary import vocabulary
 
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
+
+#: Seconds that an archive has for its first answer about storage commitment; doubles with every attempt.
+_COMMITMENT_PATIENCE = 600.0
 
 
 @dataclass
@@ -260,15 +264,52 @@ class Pipeline:
             self.ledger.settle_delivery(due, state, str(reason))
             log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=report_uid, reason=str(reason))
             return state
-        self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
+        if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:
+            return self._ask_commitment(due, stored)
+        self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         return Delivery.SENT
+
+    def _ask_commitment(self, due: DueDelivery, stored: Stored) -> Delivery:
+        """Written down before it is asked, since the answer may come at once; unanswered, all is done again."""
+        transaction = derived("transaction", stored.sop_instance_uid, due.destination, str(due.attempt))
+        until = self.clock() + _COMMITMENT_PATIENCE * 2.0 ** min(due.attempt - 1, 7)
+        self.ledger.settle_delivery(
+            due, Delivery.AWAITED, str(stored), until, stored.sop_instance_uid, transaction_uid=transaction
+        )
+        try:
+            ask(self.settings.peer(due.destination), self.settings.ae_title, transaction, stored)
+        except (Retry, Quarantine) as reason:
+            state = Delivery.WAITING if isinstance(reason, Retry) else Delivery.FAILED
+            told = f'{stored}, but storage commitment: {reason}; [[peers]] "{due.destination}" has commitment = true'
+            again = self.clock() + pause(due.attempt, self.settings.longest_pause)
+            self.ledger.settle_delivery(due, state, told, again, stored.sop_instance_uid)
+            log.warning("commitment not asked", report_uid=due.report_uid, reason=told)
+            return state
+        return Delivery.AWAITED
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
+        if due.kind == Kind.COMMITMENT:
+            return tell(peer, self.settings.ae_title, dcmread(due.path))
+        if peer.check_patient:
+            self._check_patient(due, peer)
         if due.kind == Kind.SHEET and not peer.sheet:
             raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
         return store(due.path, peer, self.settings.ae_title, _sendable)
+
+    def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
+        """Hold what the peer would file under somebody else since a merge or a correction there."""
+        try:
+            there = patient_id_of(peer, self.settings.ae_title, due.study_uid)
+        except NotTaken as reason:
+            raise Quarantine(f'{reason}; [[peers]] "{peer.name}" has check_patient = true, which needs it') from reason
+        here = str(dcmread(due.path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
+        if there is not None and there != here.strip():
+            raise Quarantine(
+                f"{peer.name} files this study under another Patient ID than its images had here; held. Undo it there "
+                f"and `dicom-node retry {due.study_uid}`, or set check_patient = false to send it as it is"
+            )
 
 
 def _sendable(report: Dataset, sop_class: UID) -> Dataset:

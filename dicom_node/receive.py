@@ -11,12 +11,13 @@ from typing import Any
 
 import structlog
 from pynetdicom import AE, _config, evt
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.admission import admit
 from dicom_node.audit import AUDIT_CLASSES
+from dicom_node.commitment import Commitments
 from dicom_node.dataset import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION,
@@ -68,6 +69,7 @@ class Receiver:
 
     def __init__(self, settings: Settings, spool: Spool, ledger: Ledger) -> None:
         self.settings, self.spool, self.ledger = settings, spool, ledger
+        self.commitments = Commitments(settings, spool, ledger)
         self._server: ThreadedAssociationServer | None = None
 
     @property
@@ -89,10 +91,13 @@ class Receiver:
         entity.maximum_pdu_size = MAXIMUM_PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
         entity.add_supported_context(Verification)
+        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_N_ACTION, self.commitments.on_action),
+            (evt.EVT_N_EVENT_REPORT, self.commitments.on_event_report),
         ]
         address = (self.settings.bind, self.settings.port)
         self._server = entity.start_server(address, block=False, evt_handlers=handlers)
@@ -101,6 +106,7 @@ class Receiver:
     def stop(self) -> None:
         if self._server is not None:
             self._server.shutdown()
+            _config.UNRESTRICTED_STORAGE_SERVICE = False
             self._server = None
 
     def _on_requested(self, event: evt.Event) -> None:

@@ -77,7 +77,8 @@ not_labelled = Table(
 )
 Index("not_labelled_by_study", not_labelled.c.study_uid)
 
-#: Reports that lie in the spool, and the sheets beside them; `superseded_by` names a report's next revision.
+#: Reports that lie in the spool, the sheets beside them, and answers about storage commitment; `superseded_by` names
+#: a report's next revision.
 report = Table(
     "report",
     metadata,
@@ -101,7 +102,7 @@ delivery = Table(
     Column("report_uid", String(64), primary_key=True),
     Column("destination", String(64), primary_key=True),
     Column("study_uid", String(64), nullable=False),
-    Column("state", String(16), nullable=False),
+    Column("state", String(24), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0),
     Column("rung_at", Float, nullable=False, default=0.0),
@@ -110,8 +111,10 @@ delivery = Table(
     Column("detail", Text, nullable=False, default=""),
     Column("sent_at", Float, nullable=False, default=0.0),
     Column("sent_uid", String(64), nullable=False, default=""),
+    Column("transaction_uid", String(64), nullable=False, default=""),
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
+Index("delivery_by_transaction", delivery.c.transaction_uid)
 
 #: What people said about reports: disputes and corrections (`audit.Remark`).
 remark = Table(

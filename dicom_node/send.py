@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind, Verification
 
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import NotTaken, Quarantine, Retry
@@ -71,7 +71,7 @@ def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None)
     own = UID(data_set.SOPClassUID)
     wanted = REPORT_CLASSES if render and own in REPORT_CLASSES else (own,)
     contexts = [(sop_class, syntaxes) for sop_class in wanted for syntaxes in _syntaxes_of(data_set)]
-    with _associated(peer, calling_ae, contexts) as association:
+    with associated(peer, calling_ae, contexts) as association:
         accepted = {context.abstract_syntax for context in association.accepted_contexts}
         best = own if own in accepted else next(sop_class for sop_class in wanted if sop_class in accepted)
         sent = render(data_set, best) if render else data_set
@@ -81,13 +81,13 @@ def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None)
         try:
             answer = association.send_c_store(sent)
         except (ValueError, RuntimeError) as error:
-            raise Retry(f"{_at(peer)}: {error}") from error
+            raise Retry(f"{at(peer)}: {error}") from error
     status = answer.get("Status")
     if status is None:
-        raise Retry(f"{_at(peer)}: no answer to C-STORE within {_PATIENCE} s")
+        raise Retry(f"{at(peer)}: no answer to C-STORE within {_PATIENCE} s")
     if status in STORED:
         return Stored(int(status), UID(sent.SOPClassUID), str(sent.SOPInstanceUID))
-    told = f"{_at(peer)} answered 0x{status:04X} {answer.get('ErrorComment', '')}".strip()
+    told = f"{at(peer)} answered 0x{status:04X} {answer.get('ErrorComment', '')}".strip()
     if 0xA700 <= status <= 0xA7FF or status in (0x0110, 0x0210):
         raise Retry(told)
     raise Quarantine(told)
@@ -116,11 +116,11 @@ def echo(peer: Peer, calling_ae: str) -> None:
     Raises:
         Retry: it does not; the message says where it stopped.
     """
-    with _associated(peer, calling_ae, [(Verification, PLAIN)]) as association:
+    with associated(peer, calling_ae, [(Verification, PLAIN)]) as association:
         answer = association.send_c_echo()
     status = answer.get("Status")
     if status != 0x0000:
-        raise Retry(f"{_at(peer)}: C-ECHO answered {'nothing' if status is None else hex(status)}")
+        raise Retry(f"{at(peer)}: C-ECHO answered {'nothing' if status is None else hex(status)}")
 
 
 def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
@@ -134,7 +134,7 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
     """
     pairs = [(sop_class, (syntax,)) for sop_class, syntaxes in WANTED.items() for syntax in syntaxes]
     try:
-        with _associated(peer, calling_ae, pairs) as association:
+        with associated(peer, calling_ae, pairs) as association:
             accepted = {
                 (context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts
             }
@@ -146,8 +146,38 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
     }
 
 
+def patient_id_of(peer: Peer, calling_ae: str, study_uid: str) -> str | None:
+    """Under which Patient ID a peer files a study now (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
+
+    Raises:
+        Retry: the peer cannot be asked now.
+        NotTaken: it answers no queries.
+    """
+    query = Dataset()
+    query.QueryRetrieveLevel, query.StudyInstanceUID, query.PatientID = "STUDY", study_uid, ""
+    model = StudyRootQueryRetrieveInformationModelFind
+    found: str | None = None
+    with associated(peer, calling_ae, [(model, PLAIN)]) as association:
+        for status, match in association.send_c_find(query, model):
+            code = status.get("Status")
+            if code not in (0x0000, 0xFF00, 0xFF01):
+                raise Retry(f"{at(peer)}: C-FIND answered {'nothing' if code is None else hex(code)}")
+            if match is not None:
+                found = str(match.get("PatientID") or "").strip()
+    return found
+
+
 @contextmanager
-def _associated(peer: Peer, calling_ae: str, contexts: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Association]:
+def associated(
+    peer: Peer, calling_ae: str, contexts: Iterable[tuple[str, Sequence[str]]], roles: Sequence[Any] = ()
+) -> Iterator[Association]:
+    """An association with a peer, released at the end.
+
+    Raises:
+        Retry: the peer cannot be reached or rejects the association.
+        NotTaken: it accepts none of the presentation contexts.
+        Quarantine: the settings give it no port.
+    """
     if peer.port is None:
         raise Quarantine(f'{peer.name}: no port in the settings; add port = ... to [[peers]] "{peer.name}"')
     entity = AE(calling_ae)
@@ -156,7 +186,9 @@ def _associated(peer: Peer, calling_ae: str, contexts: Iterable[tuple[str, Seque
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _PATIENCE
     handlers: list[Any] = [(evt.EVT_CONN_OPEN, _hurry), (evt.EVT_PDU_SENT, _hurry), (evt.EVT_PDU_RECV, _hurry)]
     proposed = [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in contexts]
-    association = entity.associate(peer.host, peer.port, proposed, peer.ae_title, evt_handlers=handlers)
+    association = entity.associate(
+        peer.host, peer.port, proposed, peer.ae_title, ext_neg=list(roles), evt_handlers=handlers
+    )
     if not association.is_established:
         _raise_why(association, peer, proposed[0].abstract_syntax)
     try:
@@ -170,10 +202,15 @@ def _raise_why(association: Association, peer: Peer, sop_class: str) -> None:
     if association.is_rejected:
         answer = association.acceptor.primitive
         why = f"{answer.source_str}: {answer.reason_str}" if answer else "no reason given"
-        raise Retry(f"{_at(peer)} rejected the association ({why}); check both AE titles and its list of callers")
+        raise Retry(f"{at(peer)} rejected the association ({why}); check both AE titles and its list of callers")
     if association.rejected_contexts:
-        raise NotTaken(f"{_at(peer)} takes no objects of the SOP class {sop_class}")
-    raise Retry(f"{_at(peer)} cannot be reached or did not answer; check host, port and firewall")
+        raise NotTaken(f"{at(peer)} takes no {_called(sop_class)}")
+    raise Retry(f"{at(peer)} cannot be reached or did not answer; check host, port and firewall")
+
+
+def _called(sop_class: str) -> str:
+    services = {StorageCommitmentPushModel: "storage commitment", StudyRootQueryRetrieveInformationModelFind: "queries"}
+    return services.get(UID(sop_class), f"objects of the SOP class {sop_class}")
 
 
 def _hurry(event: evt.Event) -> None:
@@ -188,5 +225,6 @@ def _hurry(event: evt.Event) -> None:
             return  # closed by the peer in this moment; the association will say so
 
 
-def _at(peer: Peer) -> str:
+def at(peer: Peer) -> str:
+    """A peer as messages name it."""
     return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"

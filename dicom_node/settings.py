@@ -74,6 +74,10 @@ class Peer(BaseModel):
     port: Port | None = None
     #: `push`: may send images to us. `reports`: gets our reports. `audit`: may dispute and correct them.
     may: frozenset[Literal["push", "reports", "audit"]] = frozenset({"push"})
+    #: Ask for storage commitment of what it is sent; only then is a delivery done. It answers to our own port.
+    commitment: bool = False
+    #: Ask it before every delivery (C-FIND) whether the study still is the same Patient ID's there; hold it where not.
+    check_patient: bool = False
     #: Send the evidence sheet, a picture, beside every report that this peer gets.
     sheet: bool = True
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.

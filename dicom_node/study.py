@@ -44,24 +44,30 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 class Kind(StrEnum):
-    """What the node makes of a series."""
+    """What the node sends."""
 
     #: The Structured Report.
     REPORT = "report"
     #: The picture beside it, a Secondary Capture.
     SHEET = "sheet"
+    #: Our answer to a peer that asked for storage commitment.
+    COMMITMENT = "commitment"
 
 
 class Delivery(StrEnum):
     """Where a report stands with one destination."""
 
     WAITING = "waiting"
+    #: Stored there; its storage commitment is awaited, and when that does not come in time it is sent again.
+    AWAITED = "commitment awaited"
     SENT = "sent"
     FAILED = "failed"
     #: A sheet that the destination does not take or is not to get; nothing is owed.
     LEFT_OUT = "left out"
 
 
+#: Deliveries that fall due again.
+OPEN = (Delivery.WAITING, Delivery.AWAITED)
 #: Deliveries that owe nothing.
 DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT})
 

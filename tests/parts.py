@@ -33,19 +33,14 @@ class Clock:
 class Bench:
     """One node without processes: the parts in one hand, time too."""
 
-    def __init__(self, home: Path, archive_port: int, sheet: bool = False, archive_ae: str = "PACS") -> None:
+    def __init__(self, home: Path, archive_port: int, **archive: Any) -> None:
+        """`archive` changes how the archive, a peer called `pacs`, is set up; it gets no sheets unless that says so."""
+        usual = {"ae_title": "PACS", "host": "127.0.0.1", "may": frozenset({"reports"}), "sheet": False}
         peers = (
-            Peer(
-                name="pacs",
-                ae_title=archive_ae,
-                host="127.0.0.1",
-                port=archive_port,
-                may=frozenset({"reports"}),
-                sheet=sheet,
-            ),
+            Peer(name="pacs", port=archive_port, **{**usual, **archive}),
             Peer(name="review", ae_title="REVIEW", host="127.0.0.1", may=frozenset({"audit"})),
         )
-        self.settings = Settings(home=home, peers=peers)
+        self.settings = Settings(home=home, peers=peers, bind="127.0.0.1", port=0, reserve_mib=0)
         self.clock = Clock()
         self.ledger = Ledger(self.settings.ledger_url, self.clock)
         self.spool = Spool(home)

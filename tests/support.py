@@ -121,13 +121,37 @@ class Orthanc:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def knows(self, name: str, ae_title: str, port: int) -> None:
+        """Let it open associations to an application of ours on this machine."""
+        self._send("PUT", f"/modalities/{name}", {"AET": ae_title, "Host": "127.0.0.1", "Port": port})
+
+    def takes(self, image: Any, path: Path) -> None:
+        """Put an object into it, past every association."""
+        image.save_as(path, enforce_file_format=True)
+        url = f"http://127.0.0.1:{self.http_port}/instances"
+        urllib.request.urlopen(urllib.request.Request(url, path.read_bytes()), timeout=10).close()
+
+    def asks_commitment(self, name: str, objects: list[tuple[str, str]]) -> str:
+        """Ask a known application to commit to (SOP class, SOP instance) pairs; returns the path of the transaction."""
+        asked = self._send("POST", f"/modalities/{name}/storage-commitment", {"DicomInstances": objects})
+        return str(asked["Path"])
+
+    def _send(self, method: str, path: str, body: Any) -> Any:
+        url, data = f"http://127.0.0.1:{self.http_port}{path}", json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=10) as answer:
+            return json.loads(answer.read() or "{}")
+
+    def delete_series(self, **query: str) -> None:
+        for series in self.find("Series", **query):
+            url = f"http://127.0.0.1:{self.http_port}/series/{series['ID']}"
+            urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
+
     def find(self, level: str, **query: str) -> list[dict[str, Any]]:
         """Resources with all their main tags, as `/tools/find` tells."""
-        body = json.dumps({"Level": level, "Expand": True, "Query": query}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}/tools/find", data=body)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-            return found
+        found: list[dict[str, Any]] = self._send(
+            "POST", "/tools/find", {"Level": level, "Expand": True, "Query": query}
+        )
+        return found
 
     def reports(self, study_uid: str) -> list[dict[str, Any]]:
         """SR instances of a study: their simplified tags."""

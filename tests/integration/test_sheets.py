@@ -146,7 +146,7 @@ def test_who_cannot_unpack_gets_plain_pixels(tmp_path: Path) -> None:
 
 def test_orthanc_holds_report_and_sheet(tmp_path: Path, orthanc: Orthanc) -> None:
     needs("dciodvfy")
-    bench = Bench(tmp_path / "home", orthanc.dicom_port, sheet=True, archive_ae=orthanc.ae_title)
+    bench = Bench(tmp_path / "home", orthanc.dicom_port, sheet=True, ae_title=orthanc.ae_title)
     study = bench.take(a_series("head", 6, name="orthanc sheet", body_part="CHEST"))
     bench.label(study)
     assert bench.deliver_all() == [Delivery.SENT, Delivery.SENT]
