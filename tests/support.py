@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 
@@ -44,11 +44,15 @@ def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2
 
 def needs(*programs: str) -> None:
     """A missing server skips at the desk and fails in CI."""
-    missing = [name for name in programs if shutil.which(name, path=_path()) is None]
-    if missing and os.environ.get("CI"):
-        pytest.fail(f"not installed: {', '.join(missing)}")
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}")
+    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
+    if absent:
+        missing(", ".join(absent))
+
+
+def missing(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(f"not installed: {what}")
+    pytest.skip(f"not installed: {what}")
 
 
 def _path() -> str:
@@ -87,9 +91,13 @@ def running(
 class Orthanc:
     """Debian's Orthanc as the hospital's PACS, asked by REST."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.ae_title = folder, "ORTHANC"
+    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
+        self.folder, self.ae_title, self.plugins = folder, "ORTHANC", plugins
         self.dicom_port, self.http_port = free_port(), free_port()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
 
     @contextmanager
     def started(self) -> Iterator[Orthanc]:
@@ -108,7 +116,7 @@ class Orthanc:
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
                     "DicomAlwaysAllowStore": True,
-                    "Plugins": [],
+                    "Plugins": list(self.plugins),
                 }
             )
         )
@@ -118,7 +126,7 @@ class Orthanc:
             yield self
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
             return json.load(answer)
 
     def knows(self, name: str, ae_title: str, port: int) -> None:
@@ -128,7 +136,7 @@ class Orthanc:
     def takes(self, image: Any, path: Path) -> None:
         """Put an object into it, past every association."""
         image.save_as(path, enforce_file_format=True)
-        url = f"http://127.0.0.1:{self.http_port}/instances"
+        url = f"{self.url}/instances"
         urllib.request.urlopen(urllib.request.Request(url, path.read_bytes()), timeout=10).close()
 
     def asks_commitment(self, name: str, objects: list[tuple[str, str]]) -> str:
@@ -137,13 +145,13 @@ class Orthanc:
         return str(asked["Path"])
 
     def _send(self, method: str, path: str, body: Any) -> Any:
-        url, data = f"http://127.0.0.1:{self.http_port}{path}", json.dumps(body).encode()
+        url, data = f"{self.url}{path}", json.dumps(body).encode()
         with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=10) as answer:
             return json.loads(answer.read() or "{}")
 
     def delete_series(self, **query: str) -> None:
         for series in self.find("Series", **query):
-            url = f"http://127.0.0.1:{self.http_port}/series/{series['ID']}"
+            url = f"{self.url}/series/{series['ID']}"
             urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=10).close()
 
     def find(self, level: str, **query: str) -> list[dict[str, Any]]:
@@ -161,7 +169,7 @@ class Orthanc:
     def file(self, sop_instance_uid: str, target: Path) -> Path:
         """The stored bytes of an instance."""
         found = self.find("Instance", SOPInstanceUID=sop_instance_uid)
-        url = f"http://127.0.0.1:{self.http_port}/instances/{found[0]['ID']}/file"
+        url = f"{self.url}/instances/{found[0]['ID']}/file"
         with urllib.request.urlopen(url, timeout=10) as answer:
             target.write_bytes(answer.read())
         return target
