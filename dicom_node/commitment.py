@@ -146,7 +146,7 @@ class Commitments:
             return PROCESSING_FAILURE, None
         answer = judged(request, self._held)
         uid = derived("commitment", peer.name, str(request.TransactionUID))
-        self.ledger.enter_commitment(uid, self.spool.store_report(uid, as_file(answer, uid)), peer.name)
+        self.ledger.deliveries.owe_commitment(uid, self.spool.store_report(uid, as_file(answer, uid)), peer.name)
         missing = len(answer.get("FailedSOPSequence") or [])
         objects = len(request.ReferencedSOPSequence)
         log.info("storage commitment asked", peer=peer.name, objects=objects, not_held=missing)
@@ -159,7 +159,7 @@ class Commitments:
             return PROCESSING_FAILURE, None
         transaction = str(answer.get("TransactionUID", ""))
         good = {str(item.ReferencedSOPInstanceUID) for item in answer.get("ReferencedSOPSequence") or []}
-        settled = self.ledger.answer_commitment(transaction, peer.name, good, failures_of(answer))
+        settled = self.ledger.deliveries.commitment_answered(transaction, peer.name, good, failures_of(answer))
         for uid, reason in failures_of(answer).items():
             log.warning("not committed; it will be sent again", sent_uid=uid, destination=peer.name, reason=reason)
         log.info("storage commitment answered", destination=peer.name, transaction=transaction, settled=settled)

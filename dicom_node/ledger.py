@@ -7,22 +7,30 @@ carries a fence: a worker whose fence is no longer the row's has been overtaken 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, Select, and_, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from dicom_node import schema
+from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
-from dicom_node.schema import delivery, instance, not_labelled, open_engine, refusal, remark, report, study
+from dicom_node.schema import (
+    Clock,
+    Store,
+    delivery,
+    instance,
+    not_labelled,
+    open_engine,
+    refusal,
+    remark,
+    report,
+    study,
+)
 from dicom_node.study import (
     DONE,
-    OPEN,
-    Delivery,
-    DueDelivery,
     Instance,
     Kind,
     Lease,
@@ -34,19 +42,15 @@ from dicom_node.study import (
     WrittenReport,
 )
 
-Clock = Callable[[], float]
-
 
 class Ledger:
     """Reads and writes of the ledger; `clock` gives seconds since the epoch."""
 
     def __init__(self, url: str, clock: Clock = time.time) -> None:
-        self.engine = open_engine(url)
-        self.clock = clock
+        self.store = Store(open_engine(url), clock)
+        self.engine, self.clock = self.store.engine, clock
+        self.deliveries = Deliveries(self.store)
         schema.metadata.create_all(self.engine)
-
-    def _insert(self, table: Any) -> Any:
-        return (postgresql if self.engine.dialect.name == "postgresql" else sqlite).insert(table)
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
@@ -57,7 +61,7 @@ class Ledger:
         """
         values = {**new.__dict__, "path": str(new.path)}
         with self.engine.begin() as connection:
-            entry = self._insert(instance).values(values).on_conflict_do_nothing()
+            entry = self.store.insert(instance).values(values).on_conflict_do_nothing()
             if connection.execute(entry.returning(instance.c.digest)).first() is None:
                 return False
             if new.conflict:
@@ -77,7 +81,7 @@ class Ledger:
             "first_at": new.received_at,
             "last_at": new.received_at,
         }
-        statement = self._insert(study).values(fresh)
+        statement = self.store.insert(study).values(fresh)
         grown = {
             "state": State.RECEIVING,
             "reason": "",
@@ -106,7 +110,7 @@ class Ledger:
             "last_at": self.clock(),
         }
         again = {"count": refusal.c.count + 1, "last_at": values["last_at"]}
-        statement = self._insert(refusal).values(values)
+        statement = self.store.insert(refusal).values(values)
         with self.engine.begin() as connection:
             keys = [refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason]
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=again))
@@ -126,29 +130,11 @@ class Ledger:
 
     def due_studies(self, ring_again_seconds: float) -> list[str]:
         """Queued studies whose bell has been silent for so long, or was never rung."""
-        due = self._due(select(study.c.study_uid), study, [State.QUEUED], ring_again_seconds)
+        due = self.store.due(select(study.c.study_uid), study, [State.QUEUED], ring_again_seconds)
         return [row.study_uid for row in due]
-
-    def due_deliveries(self, ring_again_seconds: float) -> list[tuple[str, str]]:
-        """Waiting deliveries (report UID, destination) whose bell has been silent for so long, or was never rung."""
-        columns = select(delivery.c.report_uid, delivery.c.destination)
-        due = self._due(columns, delivery, OPEN, ring_again_seconds)
-        return [(row.report_uid, row.destination) for row in due]
-
-    def _due(self, columns: Select[Any], table: Any, states: Sequence[str], ring_again: float) -> Sequence[Row[Any]]:
-        now = self.clock()
-        silent = or_(table.c.rung_at < now - ring_again, table.c.rung_at < table.c.next_at, table.c.rung_at > now)
-        wanted = and_(table.c.state.in_(states), table.c.next_at <= now, table.c.lease_until <= now, silent)
-        with self.engine.connect() as connection:
-            return connection.execute(columns.where(wanted).order_by(table.c.next_at).limit(200)).all()
 
     def rung_study(self, study_uid: str) -> None:
         self._change(study.c.study_uid == study_uid, rung_at=self.clock())
-
-    def rung_delivery(self, report_uid: str, destination: str) -> None:
-        key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination)
-        with self.engine.begin() as connection:
-            connection.execute(update(delivery).where(key).values(rung_at=self.clock()))
 
     # -- working on a study ----------------------------------------------------------------------------------------
 
@@ -233,18 +219,11 @@ class Ledger:
             "created_at": self.clock(),
             "summary": written.summary,
         }
-        connection.execute(self._insert(report).values(values).on_conflict_do_nothing())
+        connection.execute(self.store.insert(report).values(values).on_conflict_do_nothing())
         if written.predecessor:
             key = and_(report.c.sop_instance_uid == written.predecessor, report.c.superseded_by == "")
             connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
-        for destination in destinations:
-            row = {
-                "report_uid": written.sop_instance_uid,
-                "destination": destination,
-                "study_uid": written.study_uid,
-                "state": Delivery.WAITING,
-            }
-            connection.execute(self._insert(delivery).values(row).on_conflict_do_nothing())
+        self.deliveries.enter(connection, written, destinations)
 
     @staticmethod
     def _outcome(
@@ -253,7 +232,7 @@ class Ledger:
         if not reports:
             reasons = sorted({note.reason for note in notes})
             return State.UNLABELLED, "; ".join(reasons) or "no image to label"
-        states = _delivery_states(connection, study_uid)
+        states = states_of(connection, study_uid)
         if not states:
             return State.REPORTED, "no destination is configured; the reports lie in the spool"
         return (State.SENT, "") if states <= DONE else (State.REPORTED, "")
@@ -261,7 +240,7 @@ class Ledger:
     def _note(self, connection: Connection, study_uid: str, peer: str, notes: Iterable[NotLabelled]) -> None:
         for note in notes:
             values = {**note.__dict__, "study_uid": study_uid, "peer": peer}
-            statement = self._insert(not_labelled).values(values)
+            statement = self.store.insert(not_labelled).values(values)
             newer = {"reason": note.reason, "detail": note.detail}
             connection.execute(
                 statement.on_conflict_do_update(index_elements=[not_labelled.c.sop_instance_uid], set_=newer)
@@ -275,133 +254,13 @@ class Ledger:
         if not self._change(_held(lease), **values):
             raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
 
-    # -- delivering ------------------------------------------------------------------------------------------------
-
-    def claim_delivery(self, report_uid: str, destination: str, lease_seconds: float) -> DueDelivery | None:
-        """Lease one delivery; None when it is done, not due, or another has it."""
-        now = self.clock()
-        key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination)
-        free = and_(key, delivery.c.state.in_(OPEN), delivery.c.next_at <= now, delivery.c.lease_until <= now)
-        taken = {
-            "lease_until": now + lease_seconds,
-            "fence": delivery.c.fence + 1,
-            "attempts": delivery.c.attempts + 1,
-        }
-        with self.engine.begin() as connection:
-            if connection.execute(update(delivery).where(free).values(taken)).rowcount != 1:
-                return None
-            row = connection.execute(
-                select(delivery.c.study_uid, delivery.c.attempts, delivery.c.fence, report.c.path, report.c.kind)
-                .join(report, report.c.sop_instance_uid == delivery.c.report_uid)
-                .where(key)
-            ).one()
-        path, kind = Path(row.path), Kind(row.kind)
-        return DueDelivery(report_uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
-
-    def settle_delivery(
-        self,
-        due: DueDelivery,
-        state: Delivery,
-        detail: str,
-        next_at: float = 0.0,
-        sent_uid: str = "",
-        transaction_uid: str = "",
-    ) -> None:
-        """Write down how an attempt ended; the study is SENT when all its deliveries are.
-
-        Args:
-            next_at: when it falls due again, where it is open.
-            sent_uid: SOP Instance UID of the object that went out, a rendition's where the report did not itself.
-            transaction_uid: under which its storage commitment was asked for.
-        """
-        key = and_(
-            delivery.c.report_uid == due.report_uid,
-            delivery.c.destination == due.destination,
-            delivery.c.fence == due.fence,
-        )
-        values = {
-            "state": state,
-            "detail": detail,
-            "lease_until": 0.0,
-            "next_at": next_at,
-            "sent_at": self.clock() if state in (Delivery.SENT, Delivery.AWAITED) else 0.0,
-            "sent_uid": sent_uid,
-            "transaction_uid": transaction_uid,
-        }
-        with self.engine.begin() as connection:
-            if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
-                told = f"delivery to {due.destination} failed: {detail}" if state == Delivery.FAILED else ""
-                self._conclude(connection, due.study_uid, told)
-
-    @staticmethod
-    def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None:
-        """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand."""
-        states = _delivery_states(connection, study_uid)
-        reported = and_(study.c.study_uid == study_uid, study.c.state == State.REPORTED)
-        if states <= DONE:
-            connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
-        elif Delivery.FAILED in states:
-            connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=failure))
-
-    # -- storage commitment ------------------------------------------------------------------------------------------
-
-    def enter_commitment(self, uid: str, path: Path, peer: str) -> None:
-        """Owe a peer the answer that lies at `path`; asked again, it is told again."""
-        blank = dict.fromkeys(("sop_class_uid", "study_uid", "source_series_uid", "content"), "")
-        answer = {
-            "sop_instance_uid": uid,
-            "kind": Kind.COMMITMENT,
-            "path": str(path),
-            "created_at": self.clock(),
-            **blank,
-        }
-        owed = {"report_uid": uid, "destination": peer, "study_uid": "", "state": Delivery.WAITING}
-        again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
-        with self.engine.begin() as connection:
-            connection.execute(self._insert(report).values(answer).on_conflict_do_nothing())
-            keys = [delivery.c.report_uid, delivery.c.destination]
-            connection.execute(
-                self._insert(delivery).values(owed).on_conflict_do_update(index_elements=keys, set_=again)
-            )
-
-    def answer_commitment(
-        self, transaction_uid: str, destination: str, committed: Collection[str], failed: Mapping[str, str]
-    ) -> int:
-        """What a peer answers for is SENT, what it does not is sent again; how many deliveries this settled.
-
-        Args:
-            committed: SOP Instance UIDs.
-            failed: SOP Instance UID -> reason.
-        """
-        asked = and_(
-            delivery.c.transaction_uid == transaction_uid,
-            delivery.c.destination == destination,
-            delivery.c.state == Delivery.AWAITED,
-        )
-        with self.engine.begin() as connection:
-            rows = connection.execute(select(delivery).where(asked)).all() if transaction_uid else []
-            for row in rows:
-                if row.sent_uid in committed:
-                    values = {"state": Delivery.SENT, "detail": f"{row.detail}, committed", "next_at": 0.0}
-                elif row.sent_uid in failed:
-                    told = f"stored, then not committed ({failed[row.sent_uid]}); sent again"
-                    values = {"state": Delivery.WAITING, "detail": told, "next_at": self.clock(), "rung_at": 0.0}
-                else:
-                    continue
-                key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
-                connection.execute(update(delivery).where(key).values(values))
-                self._conclude(connection, row.study_uid)
-        return len(rows)
-
     # -- a person's word ---------------------------------------------------------------------------------------------
 
     def retry_study(self, study_uid: str) -> bool:
         """QUARANTINED or UNLABELLED -> QUEUED, failed deliveries wait again; False when there is no such study."""
         stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
-        failed = and_(delivery.c.study_uid == study_uid, delivery.c.state == Delivery.FAILED)
-        waiting = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
         with self.engine.begin() as connection:
-            redelivered = connection.execute(update(delivery).where(failed).values(waiting)).rowcount
+            redelivered = self.deliveries.retry(connection, study_uid)
             state = State.REPORTED if redelivered else State.QUEUED
             again = {"state": state, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
             return connection.execute(update(study).where(stuck).values(again)).rowcount == 1
@@ -414,7 +273,7 @@ class Ledger:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries."""
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
-            connection.execute(self._insert(remark).values(values).on_conflict_do_nothing())
+            connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
                 self._enter_report(connection, successor, destinations)
             if destinations:
@@ -509,10 +368,6 @@ class Ledger:
 
 def _held(lease: Lease) -> Any:
     return and_(study.c.study_uid == lease.study_uid, study.c.fence == lease.fence, study.c.state == State.LABELLING)
-
-
-def _delivery_states(connection: Connection, study_uid: str) -> set[str]:
-    return set(connection.execute(select(delivery.c.state).where(delivery.c.study_uid == study_uid)).scalars())
 
 
 def _instance(row: Any) -> Instance:

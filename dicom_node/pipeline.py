@@ -242,14 +242,14 @@ class Pipeline:
 
     def deliver(self, report_uid: str, destination: str) -> Delivery | None:
         """Send one report to one destination; None when there was nothing to do."""
-        due = self.ledger.claim_delivery(report_uid, destination, max(60.0, self.settings.lease_seconds))
+        due = self.ledger.deliveries.claim(report_uid, destination, max(60.0, self.settings.lease_seconds))
         if due is None:
             return None
         try:
             stored = self._send(due)
         except Retry as reason:
             wait = pause(due.attempt, self.settings.longest_pause)
-            self.ledger.settle_delivery(due, Delivery.WAITING, str(reason), self.clock() + wait)
+            self.ledger.deliveries.settle(due, Delivery.WAITING, str(reason), self.clock() + wait)
             log.warning(
                 "delivery postponed",
                 report_uid=report_uid,
@@ -261,20 +261,20 @@ class Pipeline:
         except Quarantine as reason:
             spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
             state = Delivery.LEFT_OUT if spared else Delivery.FAILED
-            self.ledger.settle_delivery(due, state, str(reason))
+            self.ledger.deliveries.settle(due, state, str(reason))
             log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=report_uid, reason=str(reason))
             return state
         log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
         if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:
             return self._ask_commitment(due, stored)
-        self.ledger.settle_delivery(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
+        self.ledger.deliveries.settle(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         return Delivery.SENT
 
     def _ask_commitment(self, due: DueDelivery, stored: Stored) -> Delivery:
         """Written down before it is asked, since the answer may come at once; unanswered, all is done again."""
         transaction = derived("transaction", stored.sop_instance_uid, due.destination, str(due.attempt))
         until = self.clock() + _COMMITMENT_PATIENCE * 2.0 ** min(due.attempt - 1, 7)
-        self.ledger.settle_delivery(
+        self.ledger.deliveries.settle(
             due, Delivery.AWAITED, str(stored), until, stored.sop_instance_uid, transaction_uid=transaction
         )
         try:
@@ -283,7 +283,7 @@ class Pipeline:
             state = Delivery.WAITING if isinstance(reason, Retry) else Delivery.FAILED
             told = f'{stored}, but storage commitment: {reason}; [[peers]] "{due.destination}" has commitment = true'
             again = self.clock() + pause(due.attempt, self.settings.longest_pause)
-            self.ledger.settle_delivery(due, state, told, again, stored.sop_instance_uid)
+            self.ledger.deliveries.settle(due, state, told, again, stored.sop_instance_uid)
             log.warning("commitment not asked", report_uid=due.report_uid, reason=told)
             return state
         return Delivery.AWAITED

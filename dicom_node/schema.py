@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,21 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
+    Select,
     String,
     Table,
     Text,
+    and_,
     create_engine,
     event,
+    or_,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
+
+#: Seconds since the epoch.
+Clock = Callable[[], float]
 
 metadata = MetaData()
 
@@ -165,3 +175,23 @@ def open_engine(url: str) -> Engine:
         connection.exec_driver_sql("begin immediate")
 
     return engine
+
+
+@dataclass(frozen=True)
+class Store:
+    """An engine, and the time; what both halves of the ledger ask alike."""
+
+    engine: Engine
+    clock: Clock
+
+    def insert(self, table: Table) -> Any:
+        """An INSERT that knows ON CONFLICT, in the dialect of this database."""
+        return (postgresql if self.engine.dialect.name == "postgresql" else sqlite).insert(table)
+
+    def due(self, columns: Select[Any], table: Any, states: Sequence[str], ring_again: float) -> Sequence[Row[Any]]:
+        """Rows in one of these states that nobody works on and whose bell is silent: never rung, or for so long."""
+        now = self.clock()
+        silent = or_(table.c.rung_at < now - ring_again, table.c.rung_at < table.c.next_at, table.c.rung_at > now)
+        wanted = and_(table.c.state.in_(states), table.c.next_at <= now, table.c.lease_until <= now, silent)
+        with self.engine.connect() as connection:
+            return connection.execute(columns.where(wanted).order_by(table.c.next_at).limit(200)).all()

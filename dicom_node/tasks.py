@@ -75,9 +75,9 @@ def label_study(study_uid: str) -> None:
     pipeline = _pipeline()
     pipeline.label_study(study_uid)
     bell = Bell(app)
-    for report_uid, destination in pipeline.ledger.due_deliveries(pipeline.settings.ring_again_seconds):
+    for report_uid, destination in pipeline.ledger.deliveries.due(pipeline.settings.ring_again_seconds):
         if bell.deliver(report_uid, destination):
-            pipeline.ledger.rung_delivery(report_uid, destination)
+            pipeline.ledger.deliveries.rung(report_uid, destination)
 
 
 @app.task(name="dicom_node.deliver")

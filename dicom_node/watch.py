@@ -52,10 +52,10 @@ def _ring(settings: Settings, ledger: Ledger, bell: Bell) -> int:
             return rung
         ledger.rung_study(study_uid)
         rung += 1
-    for report_uid, destination in ledger.due_deliveries(_patience(bell, DELIVER_QUEUE, settings)):
+    for report_uid, destination in ledger.deliveries.due(_patience(bell, DELIVER_QUEUE, settings)):
         if not bell.deliver(report_uid, destination):
             return rung
-        ledger.rung_delivery(report_uid, destination)
+        ledger.deliveries.rung(report_uid, destination)
         rung += 1
     return rung
 

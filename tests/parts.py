@@ -69,7 +69,7 @@ class Bench:
 
     def deliver_all(self) -> list[Delivery | None]:
         """What the watcher's bells lead to."""
-        return [self.pipeline.deliver(*due) for due in self.ledger.due_deliveries(30.0)]
+        return [self.pipeline.deliver(*due) for due in self.ledger.deliveries.due(30.0)]
 
     def reasons(self) -> dict[str, int]:
         return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]

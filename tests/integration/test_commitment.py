@@ -119,6 +119,8 @@ def test_what_is_not_committed_is_sent_again(tmp_path: Path) -> None:
         study = a_labelled_study(bench, "lost")
         bench.deliver_all()
         assert state_of(bench, study) == State.REPORTED
+        assert bench.deliver_all() == []
+        bench.clock.now += 3
         assert bench.deliver_all() == [Delivery.AWAITED]
         assert state_of(bench, study) == State.SENT
         assert len(archive.stored) == 2
@@ -241,7 +243,7 @@ def test_a_question_that_cannot_be_answered_is_refused(tmp_path: Path, harm: str
         assert _asked(receiver.port, "SCANNER", request) == 0x0110
         request.TransactionUID, request.ReferencedSOPSequence = "1.2", [item]
         assert _asked(receiver.port, "REVIEW", request) == 0x0110
-    assert bench.ledger.due_deliveries(30.0) == []
+    assert bench.ledger.deliveries.due(30.0) == []
     bench.ledger.engine.dispose()
 
 

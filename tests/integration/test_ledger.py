@@ -161,7 +161,7 @@ def test_settling_twice_reports_once(ledger: Ledger) -> None:
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
     with pytest.raises(Superseded):
         ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    assert len(ledger.due_deliveries(30)) == 1
+    assert len(ledger.deliveries.due(30)) == 1
 
 
 def test_a_lease_that_is_renewed_does_not_expire(ledger: Ledger, clock: Clock) -> None:
@@ -203,10 +203,10 @@ def test_the_study_is_sent_when_every_destination_has_every_report(ledger: Ledge
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs", "vna"], "ct1")
     for destination, expected in (("pacs", State.REPORTED), ("vna", State.SENT)):
-        due = ledger.claim_delivery("9.1", destination, 30)
+        due = ledger.deliveries.claim("9.1", destination, 30)
         assert due is not None
-        assert ledger.claim_delivery("9.1", destination, 30) is None
-        ledger.settle_delivery(due, Delivery.SENT, "0x0000")
+        assert ledger.deliveries.claim("9.1", destination, 30) is None
+        ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
         assert state(ledger) == expected
 
 
@@ -215,14 +215,14 @@ def test_a_failed_delivery_needs_a_person_and_can_be_retried(ledger: Ledger) -> 
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    due = ledger.claim_delivery("9.1", "pacs", 30)
+    due = ledger.deliveries.claim("9.1", "pacs", 30)
     assert due is not None
-    ledger.settle_delivery(due, Delivery.FAILED, "0xC001 no")
+    ledger.deliveries.settle(due, Delivery.FAILED, "0xC001 no")
     row = ledger.study("1.2")
     assert row is not None
     assert (row.state, "0xC001 no" in row.reason) == (State.QUARANTINED, True)
     assert ledger.retry_study("1.2")
-    assert ledger.due_deliveries(30) == [("9.1", "pacs")]
+    assert ledger.deliveries.due(30) == [("9.1", "pacs")]
     assert not ledger.retry_study("1.2")
 
 
@@ -231,14 +231,14 @@ def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: Clock)
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    lost = ledger.claim_delivery("9.1", "pacs", 30)
+    lost = ledger.deliveries.claim("9.1", "pacs", 30)
     assert lost is not None
     clock.now += 31
-    assert ledger.due_deliveries(30) == [("9.1", "pacs")]
-    second = ledger.claim_delivery("9.1", "pacs", 30)
+    assert ledger.deliveries.due(30) == [("9.1", "pacs")]
+    second = ledger.deliveries.claim("9.1", "pacs", 30)
     assert second is not None
-    ledger.settle_delivery(second, Delivery.SENT, "0x0000")
-    ledger.settle_delivery(lost, Delivery.WAITING, "too late")
+    ledger.deliveries.settle(second, Delivery.SENT, "0x0000")
+    ledger.deliveries.settle(lost, Delivery.WAITING, "too late")
     assert state(ledger) == State.SENT
 
 
