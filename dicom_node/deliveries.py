@@ -147,19 +147,18 @@ class Deliveries:
         )
         with self.store.engine.begin() as connection:
             rows = connection.execute(select(delivery).where(asked)).all() if transaction_uid else []
-            for row in rows:
+            answered = [row for row in rows if row.sent_uid in committed or row.sent_uid in failed]
+            for row in answered:
                 if row.sent_uid in committed:
                     values = {"state": Delivery.SENT, "detail": f"{row.detail}, committed", "next_at": 0.0}
-                elif row.sent_uid in failed:
+                else:
                     told = f"stored, then not committed ({failed[row.sent_uid]}); sent again"
                     again = self.store.clock() + min(_LONGEST_PAUSE, 2.0 ** min(row.attempts, 30))
                     values = {"state": Delivery.WAITING, "detail": told, "next_at": again, "rung_at": 0.0}
-                else:
-                    continue
                 key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
                 connection.execute(update(delivery).where(key).values(values))
                 _conclude(connection, row.study_uid)
-        return len(rows)
+        return len(answered)
 
 
 def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None:
