@@ -6,7 +6,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, trainers
+from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
 
 from labeler.model import AnatomyCLIP, Encoders, load_encoders, pick_device
@@ -20,13 +23,31 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def starting_encoders(config: Config) -> Encoders:
     """The model of `config.model`, on the device of `config.train`."""
     if config.model.start:
-        encoders = load_encoders(config.model.start, config.train.device)
+        encoders = enlarged(load_encoders(config.model.start, config.train.device), config.preprocess.size)
         encoders.model.train()
         return encoders
     tokenizer = own_tokenizer(config.model.text_tokens)
     device = pick_device(config.train.device)
     model = AnatomyCLIP(_shape(config, len(tokenizer))).to(device)
     return Encoders(model, tokenizer, own_processor(config.preprocess.size), device)
+
+
+def enlarged(encoders: Encoders, size: int) -> Encoders:
+    """A checkpoint whose positions are resampled for pictures of another side, as Dosovitskiy et al. (2021, 3.2) do."""
+    vision = encoders.model.config.vision_config
+    if vision.image_size == size or not getattr(vision, "stem_widths", None):
+        return encoders
+    embeddings = encoders.model.vision_model.embeddings
+    cls, grid = embeddings.position_embedding.weight.detach().split([1, embeddings.num_patches])
+    before, after = vision.image_size // vision.patch_size, size // vision.patch_size
+    square = grid.T.reshape(1, -1, before, before)
+    resampled = F.interpolate(square, (after, after), mode="bicubic", align_corners=False)
+    positions = torch.cat([cls, resampled.flatten(2)[0].T])
+    embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+    embeddings.position_ids = torch.arange(len(positions), device=positions.device)[None]
+    embeddings.num_patches, embeddings.num_positions = after * after, len(positions)
+    embeddings.image_size = vision.image_size = size
+    return Encoders(encoders.model, encoders.tokenizer, own_processor(size), encoders.device)
 
 
 def _shape(config: Config, tokens: int) -> CLIPConfig:
