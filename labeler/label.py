@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.aggregate import Mask, decide, doubtful, findings, smooth
+from labeler.aggregate import Mask, Smoothing, decide, doubtful, findings
 from labeler.bundle import default_bundle, file_sha256, info_of, is_bundle, per_label, read_manifest, verify
 from labeler.dicom import read_dicom
 from labeler.errors import InputError
@@ -35,7 +35,7 @@ class Labeler:
     spec: PreprocessSpec
     thresholds: NDArray[np.float32]
     doubt: NDArray[np.float32]
-    smoothing_mm: float
+    smoothing: Smoothing
     info: BundleInfo
 
     @classmethod
@@ -56,7 +56,7 @@ class Labeler:
         calibration = Calibration(manifest.scale, manifest.bias)
         scorer = Scorer(load_encoders(folder, device), words, calibration)
         thresholds, doubt = per_label(manifest.thresholds, words), per_label(manifest.doubt, words)
-        return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing_mm, info_of(manifest))
+        return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing, info_of(manifest))
 
     @classmethod
     def _zero_shot(cls, name: str, encoders: Encoders, words: Vocabulary) -> Labeler:
@@ -70,11 +70,11 @@ class Labeler:
             weights_sha256=weights,
             vocabulary=words.version,
             thresholds=tuple((label, 0.5) for label in sorted(words.names)),
-            smoothing="none",
+            smoothing=str(Smoothing()),
             calibrated=False,
         )
         spec = PreprocessSpec(size=size, canvas=max(size, 160))
-        return cls(Scorer(encoders, words), spec, half, half, 0.0, info)
+        return cls(Scorer(encoders, words), spec, half, half, Smoothing(), info)
 
     def label(self, series: Series, progress: Progress | None = None, batch_size: int = 32) -> SeriesLabels:
         """Label every plane of a series; a series without planes gets an answer without labels."""
@@ -110,7 +110,7 @@ class Labeler:
             if progress:
                 progress(len(part))
         positions = [plane.position for plane in stack.planes]
-        smoothed = smooth(np.concatenate(parts), positions, self.smoothing_mm)
+        smoothed = self.smoothing.of(np.concatenate(parts), positions, stack.plane, self.scorer.words)
         return decide(smoothed, self.thresholds, self.scorer.words)
 
     def _slice(self, stack: Stack, row: int, p: NDArray[np.float32], present: Mask, unsure: Mask) -> SliceLabels:
