@@ -18,6 +18,7 @@ from dicom_node.logs import configure as configure_logs
 from dicom_node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from dicom_node.deliver import Deliverer
     from dicom_node.pipeline import Pipeline
 
 log = structlog.get_logger("tasks")
@@ -69,6 +70,13 @@ def _pipeline() -> Pipeline:
     return open_pipeline(load_settings())
 
 
+@cache
+def _deliverer() -> Deliverer:
+    from dicom_node.deliver import open_deliverer
+
+    return open_deliverer(load_settings())
+
+
 @app.task(name="dicom_node.label_study")
 def label_study(study_uid: str) -> None:
     """Label one study; its reports go on their way at once."""
@@ -83,7 +91,7 @@ def label_study(study_uid: str) -> None:
 @app.task(name="dicom_node.deliver")
 def deliver(report_uid: str, destination: str) -> None:
     """Send one report to one destination."""
-    _pipeline().deliver(report_uid, destination)
+    _deliverer().deliver(report_uid, destination)
 
 
 class Bell:
