@@ -60,6 +60,23 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
+class Tls(BaseModel):
+    """Our certificate and whose certificates we trust; the files are read again when they change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: PEM file with our certificate and the ones between it and its CA; we show it to peers, called or calling.
+    certificate: Path
+    #: PEM file with its private key, without a password, readable by the node's user only.
+    key: Path
+    #: PEM file with the certificates of the CAs whose peers we trust: the hospital's own, never a public one.
+    ca: Path
+    #: Port for associations over TLS, beside the plain one; 2762 is the registered one.
+    port: Annotated[int, Field(ge=0, le=65535)] = 2762
+    #: The certificate of a peer that we call must name its `host`. False for devices whose certificate does not.
+    verify_names: bool = True
+
+
 class Peer(BaseModel):
     """A DICOM application that we know."""
 
@@ -72,6 +89,8 @@ class Peer(BaseModel):
     host: Annotated[str, AfterValidator(_host)]
     #: Where it listens; needed to echo it and to send to it.
     port: Port | None = None
+    #: Speaks TLS both ways: in plain it is refused, and we call it over TLS only. Needs a [tls] table.
+    tls: bool = False
     #: `push`: may send images to us. `reports`: gets our reports. `audit`: may dispute and correct them.
     may: frozenset[Literal["push", "reports", "audit"]] = frozenset({"push"})
     #: Ask for storage commitment of what it is sent; only then is a delivery done. It answers to our own port.
@@ -146,6 +165,8 @@ class Settings(BaseSettings):
     associations: Annotated[int, Field(ge=1)] = 64
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
     network_timeout: Seconds = 60.0
+    #: Certificates for associations over TLS; unset: no TLS. Write it as a table: [tls].
+    tls: Tls | None = None
     peers: tuple[Peer, ...] = ()
     #: Peers by name that get every report; unset: every peer that may get reports.
     destinations: tuple[str, ...] | None = None
@@ -157,6 +178,14 @@ class Settings(BaseSettings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two peers are called {twice[0]!r}; every peer needs a name of its own")
+        return peers
+
+    @field_validator("peers")
+    @classmethod
+    def _with_certificates(cls, peers: tuple[Peer, ...], info: ValidationInfo) -> tuple[Peer, ...]:
+        wanting = next((peer.name for peer in peers if peer.tls), None)
+        if wanting and info.data.get("tls", True) is None:
+            raise ValueError(f"peer {wanting!r} has tls = true: add a [tls] table with certificate, key and ca")
         return peers
 
     @field_validator("destinations")
@@ -254,7 +283,8 @@ def _explained(error: ValidationError, path: Path | None, text: str) -> str:
 
 def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
     if problem["type"] == "extra_forbidden":
-        kind: type[BaseModel] = Peer if location and location[0] == "peers" else Settings
+        kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
+        kind = kinds.get(location[0], Settings)
         return f"no such setting; known: {', '.join(kind.model_fields)}"
     got = problem.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""
