@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dicom_node.errors import CutOff
 
-ASSOCIATE_RQ, P_DATA, ABORT = 0x01, 0x04, 0x07
+ASSOCIATE_RQ, _ASSOCIATE_RJ, P_DATA, ABORT = 0x01, 0x03, 0x04, 0x07
 HEADER = Struct(">BxL")
 _PDV = Struct(">LBB")
 _ELEMENT = Struct("<HHL")
@@ -49,7 +49,7 @@ class Fragment(NamedTuple):
     data: memoryview
 
 
-def pdu_length(header: bytes | memoryview) -> tuple[int, int]:
+def pdu_length(header: bytes | bytearray | memoryview) -> tuple[int, int]:
     """Type of a PDU, and the length of what follows its six bytes.
 
     Raises:
@@ -165,3 +165,8 @@ def p_data(context_id: int, data: bytes, *, command: bool, last: bool = True) ->
 
 def _word(value: int) -> bytes:
     return value.to_bytes(2, "little")
+
+
+def rejection(result: int, source: int, reason: int) -> bytes:
+    """An A-ASSOCIATE-RJ (PS3.8 9.3.4)."""
+    return HEADER.pack(_ASSOCIATE_RJ, 4) + bytes((0, result, source, reason))
