@@ -118,7 +118,7 @@ def receive() -> None:
 
     configure()
     stop, wanted = _until_told(), settings()
-    spool = Spool(wanted.home, wanted.reserve_mib << 20)
+    spool = Spool(wanted.home, wanted.reserve_mib << 20, wanted.durability)
     receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
     receiver.start()
     stop.wait()

@@ -58,6 +58,7 @@ def _host(value: str) -> str:
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Durability = Literal["each", "group"]
 
 
 class Tls(BaseModel):
@@ -161,10 +162,23 @@ class Settings(BaseSettings):
     longest_pause: Seconds = 300.0
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
     reserve_mib: Annotated[int, Field(ge=0)] = 1024
-    #: Associations at a time.
+    #: When a received object is on the disk. `each`: before its 0x0000. `group`: soon after; a power cut may lose the
+    #: last 64 acknowledged objects of every receiver, a killed process loses none. For disks that are slow to sync.
+    durability: Durability = "each"
+    #: Largest object that is taken, MiB; a peer that sends more is cut off.
+    instance_limit_mib: Annotated[int, Field(ge=1)] = 4096
+    #: Receiver processes behind the one port, for machines with cores to spare; started by `dicom-node up`.
+    receivers: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Receive C-STORE past pynetdicom's data sets, in a third of the time. False: all by pynetdicom; should an update
+    #: of it ever break our way. Memory then grows with the size of the objects.
+    fast_path: bool = True
+    #: Associations at a time, of each receiver; and those of one host.
     associations: Annotated[int, Field(ge=1)] = 64
+    associations_per_host: Annotated[int, Field(ge=1)] = 32
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
     network_timeout: Seconds = 60.0
+    #: Seconds from connection to the whole association request, TLS handshake included.
+    request_timeout: Seconds = 10.0
     #: Certificates for associations over TLS; unset: no TLS. Write it as a table: [tls].
     tls: Tls | None = None
     peers: tuple[Peer, ...] = ()

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from dicom_node.dataset import file_header, identify
 from dicom_node.deliver import Deliverer
+from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
 from dicom_node.pipeline import Pipeline
-from dicom_node.receive import as_instance
 from dicom_node.schema import not_labelled
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
