@@ -92,6 +92,10 @@ class Deliverer:
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
+        if not due.path.exists():
+            raise Quarantine(
+                f"{due.path}: the file is gone; where its images are here, a receiver's start makes it again"
+            )
         if due.kind == Kind.COMMITMENT:
             return tell(peer, self.settings.ae_title, dcmread(due.path))
         if peer.check_patient:

@@ -84,7 +84,7 @@ class Peer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: What people call it; used on the command line and in logs.
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=64)
     ae_title: AETitle
     #: Address, network, host name, or `any` for a peer that only pushes and whose address changes.
     host: Annotated[str, AfterValidator(_host)]
@@ -100,6 +100,8 @@ class Peer(BaseModel):
     check_patient: bool = False
     #: Send the evidence sheet, a picture, beside every report that this peer gets.
     sheet: bool = True
+    #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
+    counts: bool = False
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -107,6 +109,8 @@ class Peer(BaseModel):
     def _reachable(self) -> Peer:
         if "reports" in self.may and (self.port is None or self.host == "any" or "/" in self.host):
             raise ValueError("a peer that gets reports needs one host and a port")
+        if self.counts and (self.port is None or self.host == "any" or "/" in self.host):
+            raise ValueError("a peer that is asked for counts needs one host and a port")
         return self
 
     def at(self, host: str) -> bool:
@@ -150,6 +154,8 @@ class Settings(BaseSettings):
     device: str = "auto"
     #: Seconds without a new image after which a study is complete.
     quiet_seconds: Seconds = 60.0
+    #: Seconds without a new image after which a peer with `counts` is asked; before, its count grows as ours does.
+    count_seconds: Seconds = 5.0
     #: Seconds between two looks of the watcher.
     sweep_seconds: Seconds = 1.0
     #: Seconds after which an unanswered bell is rung again.
@@ -172,6 +178,10 @@ class Settings(BaseSettings):
     #: Receive C-STORE past pynetdicom's data sets, in a third of the time. False: all by pynetdicom; should an update
     #: of it ever break our way. Memory then grows with the size of the objects.
     fast_path: bool = True
+    #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay.
+    retention_days: Annotated[float, Field(gt=0)] = 30.0
+    #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
+    purge_margin_mib: Annotated[int, Field(ge=0)] = 1024
     #: Associations at a time, of each receiver; and those of one host.
     associations: Annotated[int, Field(ge=1)] = 64
     associations_per_host: Annotated[int, Field(ge=1)] = 32
