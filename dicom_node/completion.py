@@ -1,4 +1,4 @@
-"""Pure: is this study complete? (what we hold, when it last grew, now) -> a verdict with its reason."""
+"""Pure: is this study complete, and what can be done before? (what we hold, when it last grew, now) -> a verdict."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def by_quiet_time(last_at: float, now: float, quiet_seconds: float) -> Verdict:
     if silent >= quiet_seconds:
         return Verdict(True, f"no image for {quiet_seconds:g} s")
     return Verdict(False, "images are still coming", quiet_seconds - silent)
+
+
+def to_prepare(last_at: float, prepared_at: float, settled_seconds: float) -> bool:
+    """Is there something to prepare: images since the last look, or a silence long enough to score what has come?"""
+    return prepared_at < last_at + settled_seconds

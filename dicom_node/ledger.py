@@ -136,6 +136,18 @@ class Ledger:
     def rung_study(self, study_uid: str) -> None:
         self._change(study.c.study_uid == study_uid, rung_at=self.clock())
 
+    # -- preparing a study that grows -------------------------------------------------------------------------------
+
+    def growing(self, ring_again_seconds: float) -> list[StudyRow]:
+        """Studies to which images are still coming and whose bell is silent."""
+        due = self.store.due(select(study.c.study_uid), study, [State.RECEIVING], ring_again_seconds)
+        return self.studies(study.c.study_uid.in_([row.study_uid for row in due])) if due else []
+
+    def prepared(self, study_uid: str, looked_at: float) -> None:
+        """All that had come of a growing study by then is prepared."""
+        growing = and_(study.c.study_uid == study_uid, study.c.state == State.RECEIVING)
+        self._change(growing, prepared_at=looked_at, rung_at=0.0)
+
     # -- working on a study ----------------------------------------------------------------------------------------
 
     def claim(self, study_uid: str, lease_seconds: float) -> Lease | None:
@@ -173,6 +185,11 @@ class Ledger:
     def postpone(self, lease: Lease, reason: str, until: float) -> None:
         """LABELLING -> QUEUED, not before `until`."""
         self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+
+    def hand_back(self, lease: Lease) -> None:
+        """LABELLING -> QUEUED at once; the attempt does not count."""
+        attempts = study.c.attempts - 1
+        self._or_superseded(lease, state=State.QUEUED, attempts=attempts, next_at=0.0, lease_until=0.0, rung_at=0.0)
 
     def quarantine(self, lease: Lease, reason: str) -> None:
         """LABELLING -> QUARANTINED with its reason."""

@@ -138,6 +138,18 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = 30.0
     #: Attempts at labelling one study before it is laid aside.
     attempts: Annotated[int, Field(ge=1)] = 3
+    #: Disk for planes that are decoded while images still come in, MiB; 0: decoding waits until the study is complete.
+    planes_mib: Annotated[int, Field(ge=0)] = 4096
+    #: Hours after which such planes are forgotten; they are gone sooner, when their study has its reports.
+    planes_hours: Annotated[float, Field(gt=0)] = 24.0
+    #: Processes of a worker that decode images.
+    decoders: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that decoding one frame may take; an image whose decoder takes longer is left out.
+    decode_seconds: Seconds = 60.0
+    #: MiB that the frames of one image may unpack to, and that decoding it may take.
+    decode_mib: Annotated[int, Field(ge=64)] = 4096
+    #: Seconds that a process told to end has for what it does; what is not done then is handed back.
+    drain_seconds: Seconds = 20.0
     #: Longest pause between two attempts at a delivery, seconds.
     longest_pause: Seconds = 300.0
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
@@ -191,6 +203,10 @@ class Settings(BaseSettings):
         """Quiet time of a peer, seconds."""
         found = next((peer for peer in self.peers if peer.name == peer_name), None)
         return found.quiet_seconds if found and found.quiet_seconds else self.quiet_seconds
+
+    def settled_after(self, peer_name: str) -> float:
+        """Seconds of silence after which a series of a growing study is scored ahead: half of the quiet time."""
+        return self.quiet_of(peer_name) / 2
 
 
 def find_config(given: Path | None) -> Path | None:

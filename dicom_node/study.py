@@ -121,6 +121,8 @@ class StudyRow:
     last_at: float
     attempts: int
     completed_by: str
+    #: When somebody last prepared all that had come; seconds since the epoch.
+    prepared_at: float = 0.0
 
 
 @dataclass(frozen=True)

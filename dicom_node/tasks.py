@@ -24,6 +24,9 @@ log = structlog.get_logger("tasks")
 
 LABEL_QUEUE, DELIVER_QUEUE = "label", "deliver"
 
+#: Priority of messages that wait for all others; Redis serves 0 first.
+_WHEN_IDLE = 9
+
 app = Celery("dicom_node")
 app.conf.update(
     task_ignore_result=True,
@@ -42,6 +45,7 @@ app.conf.update(
     },
     task_routes={
         "dicom_node.label_study": {"queue": LABEL_QUEUE},
+        "dicom_node.prepare": {"queue": LABEL_QUEUE, "priority": _WHEN_IDLE},
         "dicom_node.deliver": {"queue": DELIVER_QUEUE},
     },
 )
@@ -66,7 +70,16 @@ def connect(settings: Settings) -> Celery:
 def _pipeline() -> Pipeline:
     from dicom_node.pipeline import open_pipeline
 
-    return open_pipeline(load_settings())
+    pipeline = open_pipeline(load_settings())
+    pipeline.pressed = lambda: Bell(app).waiting(LABEL_QUEUE) > 0
+    return pipeline
+
+
+@app.task(name="dicom_node.prepare")
+def prepare(study_uid: str) -> None:
+    """Prepare what has come of a growing study; complete studies have their turn first."""
+    if not _pipeline().prepare(study_uid):
+        Bell(app).prepare(study_uid)
 
 
 @app.task(name="dicom_node.label_study")
@@ -92,6 +105,9 @@ class Bell:
     def __init__(self, celery: Celery) -> None:
         self.celery = celery
         self._broken = False
+
+    def prepare(self, study_uid: str) -> bool:
+        return self._ring("dicom_node.prepare", study_uid)
 
     def label(self, study_uid: str) -> bool:
         return self._ring("dicom_node.label_study", study_uid)

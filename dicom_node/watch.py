@@ -1,4 +1,5 @@
-"""The loop between receiving and labelling: complete studies are queued, silent bells are rung again.
+"""The loop between receiving and labelling: complete studies are queued, silent bells are rung again, growing studies
+are prepared.
 
 One pass is `sweep`; it may be interrupted anywhere and run by several watchers, since every step is one conditional
 change in the ledger.
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.completion import by_quiet_time
+from dicom_node.completion import by_quiet_time, to_prepare
 from dicom_node.ledger import Ledger
+from dicom_node.planes import Planes
 from dicom_node.settings import Settings
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell
 
@@ -47,6 +49,10 @@ def sweep(settings: Settings, ledger: Ledger, bell: Bell) -> Swept:
 def _ring(settings: Settings, ledger: Ledger, bell: Bell) -> int:
     """First bells always; repeated ones while messages wait only rarely, so that a backlog is not doubled."""
     rung = 0
+    for row in ledger.growing(settings.ring_again_seconds) if settings.planes_mib else ():
+        wanted = to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer))
+        if wanted and bell.prepare(row.study_uid):
+            ledger.rung_study(row.study_uid)
     for study_uid in ledger.due_studies(_patience(bell, LABEL_QUEUE, settings)):
         if not bell.label(study_uid):
             return rung
@@ -67,9 +73,11 @@ def _patience(bell: Bell, queue: str, settings: Settings) -> float:
 def watch(settings: Settings, ledger: Ledger, bell: Bell, stop: threading.Event) -> None:
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
+    planes = Planes(settings.home, settings.planes_mib << 20)
     while not stop.is_set():
         try:
             sweep(settings, ledger, bell)
+            planes.drop_older_than(ledger.clock() - 3600 * settings.planes_hours)
         except SQLAlchemyError as error:
             log.error("the ledger is away; trying again", reason=str(error.args[0]))
         stop.wait(settings.sweep_seconds)

@@ -95,7 +95,9 @@ def _modality(value: str) -> Modality:
     return cast(Modality, value) if value in ("CT", "MR") else "CT"
 
 
-def _planes(dataset: FileDataset | Dataset, max_side: int, most_bytes: int, progress: Callable[[], None]) -> list[Plane]:
+def _planes(
+    dataset: FileDataset | Dataset, max_side: int, most_bytes: int, progress: Callable[[], None]
+) -> list[Plane]:
     """All planes of one SOP Instance; `_Unusable` with the reason when there is none."""
     _refuse(dataset, most_bytes)
     frames = int(dataset.get("NumberOfFrames") or 1)

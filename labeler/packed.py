@@ -1,4 +1,4 @@
-"""`Read` <-> bytes: how planes travel from the process that decodes, and how they wait on disk. The same bits come out."""
+"""`Read` <-> bytes: how planes leave the process that decodes them, and how they wait on disk. No bit changes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ def packed(read: Read) -> bytes:
                 [plane.pixels.shape, plane.plane, plane.mm, plane.normal, plane.position, astuple(plane.source)]
                 for plane in read.planes
             ],
-            "skipped": read.skipped
-            and [astuple(read.skipped.source), read.skipped.reason.value, read.skipped.detail],
+            "skipped": read.skipped and [astuple(read.skipped.source), read.skipped.reason.value, read.skipped.detail],
         }
     ).encode()
     body = [len(description).to_bytes(4, "little"), description, *(_raw(plane.pixels) for plane in read.planes)]
@@ -50,7 +49,8 @@ def unpacked(data: bytes | bytearray) -> Read:
     pixels = np.frombuffer(data, "<f4", offset=begin)
     ends = accumulate(rows * columns for (rows, columns), *_ in told["planes"])
     planes = tuple(_plane(pixels[: int(end)], row) for end, row in zip(ends, told["planes"], strict=True))
-    return Read(*told["series"], planes, told["skipped"] and _skipped(*told["skipped"]))
+    series_instance_uid, modality = told["series"]
+    return Read(series_instance_uid, modality, planes, told["skipped"] and _skipped(*told["skipped"]))
 
 
 def _raw(pixels: FloatImage) -> bytes:

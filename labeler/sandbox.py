@@ -14,10 +14,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -61,7 +60,7 @@ class _Child:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(max_side), str(bounds.mib), str(bounds.seconds)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
@@ -135,20 +134,18 @@ class Sandbox:
         finally:
             self._idle.put(child)
 
-    def read_all(self, paths: Iterable[Path]) -> Iterator[Read]:
-        """Files in their order, as many at a time as there are children."""
-        pool = ThreadPoolExecutor(self.processes)
-        try:
-            yield from pool.map(self.read, paths)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def close(self) -> None:
         """End the children that wait; one that is needed again is started again."""
         for _ in range(self._idle.qsize()):
             if child := self._idle.get():
                 child.close()
             self._idle.put(None)
+
+
+@cache
+def shared_sandbox(max_side: int, processes: int, bounds: Bounds) -> Sandbox:
+    """One sandbox for everybody in this process who asks for the same."""
+    return Sandbox(max_side, processes, bounds)
 
 
 def _serve(max_side: int, mib: int, seconds: float) -> None:
