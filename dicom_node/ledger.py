@@ -24,6 +24,7 @@ from dicom_node.schema import (
     instance,
     not_labelled,
     open_engine,
+    pulse,
     refusal,
     remark,
     report,
@@ -35,6 +36,7 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
+    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -307,6 +309,19 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
+
+    # -- the processes -----------------------------------------------------------------------------------------------
+
+    def enter_pulse(self, sign: Pulse) -> None:
+        """A process lives; its earlier sign is forgotten."""
+        statement = self.store.insert(pulse).values(sign.__dict__)
+        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
+        with self.engine.begin() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
+
+    def pulses(self) -> list[Pulse]:
+        rows = self.rows(select(pulse).order_by(pulse.c.process))
+        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

@@ -143,6 +143,15 @@ remark = Table(
 )
 Index("remark_by_report", remark.c.report_uid)
 
+#: Every process's last sign of life.
+pulse = Table(
+    "pulse",
+    metadata,
+    Column("process", String(128), primary_key=True),
+    Column("doing", Text, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
 #: Who knocked and was not let in, and objects that were refused.
 refusal = Table(
     "refusal",

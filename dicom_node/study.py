@@ -126,6 +126,20 @@ class StudyRow:
 
 
 @dataclass(frozen=True)
+class Pulse:
+    """A process's last sign of life.
+
+    Attributes:
+        process: its name, as `label@host`.
+        seen_at: seconds since the epoch, by the process's own clock.
+    """
+
+    process: str
+    doing: str
+    seen_at: float
+
+
+@dataclass(frozen=True)
 class Lease:
     """The right to work on a study until it ends; `fence` grows with every lease and with every late image."""
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.completion import by_quiet_time, to_prepare
 from dicom_node.ledger import Ledger
+from dicom_node.notify import Signs, ready, stopping
 from dicom_node.planes import Planes
 from dicom_node.settings import Settings
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell
@@ -73,11 +74,14 @@ def _patience(bell: Bell, queue: str, settings: Settings) -> float:
 def watch(settings: Settings, ledger: Ledger, bell: Bell, stop: threading.Event) -> None:
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
-    planes = Planes(settings.home, settings.planes_mib << 20)
+    planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
+    ready()
     while not stop.is_set():
         try:
             sweep(settings, ledger, bell)
             planes.drop_older_than(ledger.clock() - 3600 * settings.planes_hours)
         except SQLAlchemyError as error:
             log.error("the ledger is away; trying again", reason=str(error.args[0]))
+        signs.give("watching")
         stop.wait(settings.sweep_seconds)
+    stopping()
