@@ -210,11 +210,13 @@ def status(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
 ) -> None:
     """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.health import findings
     from dicom_node.ledger import Ledger
-    from dicom_node.status import overview, story
+    from dicom_node.status import health, overview, story
 
-    ledger = Ledger(settings().ledger_url)
-    for part in story(ledger, study) if study else overview(ledger):
+    wanted = settings()
+    ledger = Ledger(wanted.ledger_url)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
         console.print(part)
 
 

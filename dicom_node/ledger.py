@@ -323,6 +323,13 @@ class Ledger:
         rows = self.rows(select(pulse).order_by(pulse.c.process))
         return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
 
+    def database_time(self) -> float | None:
+        """Seconds since the epoch by the database's own clock; None where it has none."""
+        if self.engine.dialect.name != "postgresql":
+            return None
+        with self.engine.connect() as connection:
+            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
+
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def studies(self, condition: Any = True, limit: int | None = None) -> list[StudyRow]:

@@ -137,6 +137,15 @@ class Bell:
         except (OperationalError, OSError, *_redis_errors()):
             return 0
 
+    def time(self) -> float | None:
+        """Seconds since the epoch by the broker's own clock; None when it cannot say."""
+        try:
+            with self.celery.connection_for_read() as connection:
+                seconds, microseconds = connection.default_channel.client.time()
+                return float(seconds + microseconds / 1e6)
+        except (OperationalError, OSError, *_redis_errors()):
+            return None
+
     def _ring(self, name: str, *arguments: str, **options: Any) -> bool:
         try:
             self.celery.send_task(name, arguments, retry=False, ignore_result=True, **options)

@@ -60,7 +60,7 @@ def test_a_worker_told_to_end_hands_its_study_back_at_once(tmp_path: Path) -> No
         node = Node(tmp_path / "node", archive.port, "PACS", drain_seconds=0.1, lease_seconds=600.0)
         with node.running():
             assert node.supervisor is not None
-            images = a_series("torso", 400, name="drained")
+            images = a_series("torso", 40, name="drained")
             uid = str(images[0].StudyInstanceUID)
             node.push(saved(images, tmp_path / "images"))
             node.ledger.prepared(uid, 9e9)  # so that the work is not done before
