@@ -32,6 +32,7 @@ from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
+from dicom_node.peek import peek
 from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
 from dicom_node.rendition import rendition
@@ -291,7 +292,7 @@ class Pipeline:
 
     def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
-        header = dcmread(first.path, stop_before_pixels=True)
+        header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
         current = self.ledger.current_report(instances[0].series_uid)
         context = reports.Context(header, content, finished)
