@@ -94,6 +94,7 @@ def demo(
 @explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node import notify
     from dicom_node.logs import configure
     from dicom_node.supervise import supervised
 
@@ -101,9 +102,11 @@ def up() -> None:
     stop = _until_told()
     node = supervised(settings(), _State.config)
     node.start()
+    notify.ready()
     try:
         node.run(stop)
     finally:
+        notify.stopping()
         node.stop()
 
 
@@ -113,15 +116,17 @@ def receive() -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
+    from dicom_node.notify import Signs
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
     configure()
     stop, wanted = _until_told(), settings()
     spool = Spool(wanted.home, wanted.reserve_mib << 20, wanted.durability)
-    receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
+    ledger = Ledger(wanted.ledger_url)
+    receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    stop.wait()
+    Signs(ledger, "receive", wanted.sign_seconds).until(stop, "listening")
     receiver.stop()
 
 
@@ -147,7 +152,7 @@ def worker(context: typer.Context) -> None:
     import os
 
     from dicom_node.settings import CONFIG_VARIABLE
-    from dicom_node.tasks import run_worker
+    from dicom_node.worker import run_worker
 
     if _State.config:
         os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
@@ -204,11 +209,13 @@ def status(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
 ) -> None:
     """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.health import findings
     from dicom_node.ledger import Ledger
-    from dicom_node.status import overview, story
+    from dicom_node.status import health, overview, story
 
-    ledger = Ledger(settings().ledger_url)
-    for part in story(ledger, study) if study else overview(ledger):
+    wanted = settings()
+    ledger = Ledger(wanted.ledger_url)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
         console.print(part)
 
 

@@ -100,6 +100,7 @@ study = Table(
     Column("instances", Integer, nullable=False),
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
+    Column("prepared_at", Float, nullable=False, default=0.0, server_default="0"),
     Column("completed_by", Prose, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0),
@@ -202,6 +203,15 @@ remark = Table(
     Column("heard_at", Float, nullable=False),
 )
 Index("remark_by_report", remark.c.report_uid)
+
+#: Every process's last sign of life.
+pulse = Table(
+    "pulse",
+    metadata,
+    Column("process", String(128), primary_key=True),
+    Column("doing", Text, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
 
 #: Who knocked and was not let in, and objects that were refused.
 refusal = Table(

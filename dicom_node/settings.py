@@ -164,6 +164,22 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = 30.0
     #: Attempts at labelling one study before it is laid aside.
     attempts: Annotated[int, Field(ge=1)] = 3
+    #: Disk for planes that are decoded while images still come in, MiB; 0: decoding waits until the study is complete.
+    planes_mib: Annotated[int, Field(ge=0)] = 4096
+    #: Hours after which such planes are forgotten; they are gone sooner, when their study has its reports.
+    planes_hours: Annotated[float, Field(gt=0)] = 24.0
+    #: Processes of a worker that decode images.
+    decoders: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that decoding one frame may take; an image whose decoder takes longer is left out.
+    decode_seconds: Seconds = 60.0
+    #: MiB that the frames of one image may unpack to, and that decoding it may take.
+    decode_mib: Annotated[int, Field(ge=64)] = 4096
+    #: Seconds that a process told to end has for what it does; what is not done then is handed back.
+    drain_seconds: Seconds = 20.0
+    #: Seconds after which a worker that takes nothing from the broker, or a process without a sign, is started anew.
+    stall_seconds: Seconds = 60.0
+    #: Seconds after which a worker is started anew that is still busy with one study or delivery.
+    longest_task_seconds: Seconds = 7200.0
     #: Longest pause between two attempts at a delivery, seconds.
     longest_pause: Seconds = 300.0
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
@@ -244,6 +260,15 @@ class Settings(BaseSettings):
         """Quiet time of a peer, seconds."""
         found = next((peer for peer in self.peers if peer.name == peer_name), None)
         return found.quiet_seconds if found and found.quiet_seconds else self.quiet_seconds
+
+    @property
+    def sign_seconds(self) -> float:
+        """Seconds between two signs of life; whoever waits for them waits for several."""
+        return min(5.0, self.stall_seconds / 4)
+
+    def settled_after(self, peer_name: str) -> float:
+        """Seconds of silence after which a series of a growing study is scored ahead: half of the quiet time."""
+        return self.quiet_of(peer_name) / 2
 
 
 def find_config(given: Path | None) -> Path | None:
