@@ -5,6 +5,8 @@ A change here needs a step in `migrations`; a new column a `server_default`, for
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +245,7 @@ def open_engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
         connection.isolation_level = None
-        connection.execute("pragma journal_mode=wal")
+        _to_wal(connection)
         connection.execute("pragma synchronous=normal")
 
     @event.listens_for(engine, "begin")
@@ -251,6 +253,19 @@ def open_engine(url: str) -> Engine:
         connection.exec_driver_sql("begin immediate")
 
     return engine
+
+
+def _to_wal(connection: Any) -> None:
+    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet here."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("pragma journal_mode=wal")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _postgresql(url: str) -> Engine:
