@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from dicom_node.chaos.plan import Blow, Means
 from dicom_node.chaos.world import RESERVE, World
 
-_HOUR = 3600.0
+#: By which the clock is set; together they leave it behind.
+_HOURS = {"an hour ahead": 1, "two hours back": -2}
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Fist:
             case Means.FILL:
                 return self._fill(blow)
             case Means.STEP:
-                self.world.set_clock(self.world.clock_offset + (_HOUR if blow.at.endswith("ahead") else -_HOUR))
+                self.world.set_clock(self.world.clock_offset + _HOURS[blow.at] * 3600.0)
                 return True
 
     def _kill(self, blow: Blow) -> bool:

@@ -95,7 +95,7 @@ MOMENTS = (
 )
 _SERVERS = ("broker", "pacs")
 _WIRES = ("scanner", "pacs", "broker")
-_STEPS = ("an hour ahead", "an hour back")
+_STEPS = ("an hour ahead", "two hours back")
 _FILLS = ("below the reserve", "full")
 
 
@@ -153,5 +153,8 @@ def _blows(
             deck = list(kinds)
             chance.shuffle(deck)
         means, at = deck.pop()
-        lasts = chance.uniform(1.2, 1.6) * lease_seconds if means == Means.PAUSE else chance.uniform(0.2, 3.0)
-        yield Blow(means, at, chance.uniform(0.2, 1.5), lasts)
+        shortest, longest = {
+            Means.PAUSE: (1.2 * lease_seconds, 1.6 * lease_seconds),
+            Means.SILENCE: (1.0, 10.0),
+        }.get(means, (0.2, 3.0))
+        yield Blow(means, at, chance.uniform(0.2, 1.5), chance.uniform(shortest, longest))

@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,6 +68,7 @@ class Rehearsal:
         with Live(self._shown(), console=self.console, refresh_per_second=2) as live:
             scanners = self._start_scanners(ledger, stop)
             fist = Fist(self.world, lambda seconds: self._pass(seconds, live, ledger))
+            self._until(lambda: bool(self.received.acknowledged), 60.0, live, ledger)
             for blow in self.plan.blows:
                 self._pass(blow.peace, live, ledger)
                 self._deal(blow, fist)
@@ -130,11 +131,17 @@ class Rehearsal:
     def _drain(self, scanners: Sequence[Scanners], patience: float, live: Live, ledger: Ledger) -> None:
         """Peace, until all is settled or patience ends."""
         began = time.monotonic()
-        while time.monotonic() - began < patience:
-            self._pass(_LOOK, live, ledger)
-            if self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners):
-                break
+
+        def done() -> bool:
+            return self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners)
+
+        self._until(done, patience, live, ledger)
         self.drain_seconds = time.monotonic() - began
+
+    def _until(self, condition: Callable[[], bool], seconds: float, live: Live, ledger: Ledger) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            self._pass(_LOOK, live, ledger)
 
     def _shown(self) -> Group:
         hits = Table(title="Blows", title_justify="left")
@@ -153,7 +160,7 @@ class Rehearsal:
             f"studies settled {self._settled} of {len(self._expected)}, "
             f"images acknowledged {len(self.received.acknowledged)} of {len(self.sent)}; answers: {answers}"
         )
-        return Group(hits, told)
+        return Group(hits, told, "")
 
     def summary(self, verdict: Verdict, seconds: float) -> dict[str, Any]:
         """The figures, as JSON keeps them."""

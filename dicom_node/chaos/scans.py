@@ -145,5 +145,11 @@ def _drawn(scan: Scan, title: str, count: int) -> list[Dataset]:
 
 def _saved(image: Dataset, path: Path) -> Image:
     image.save_as(path, enforce_file_format=True)
-    uids = (image.SOPClassUID, image.SOPInstanceUID, image.StudyInstanceUID, image.SeriesInstanceUID)
-    return Image(path, *map(str, uids), digest=Spool.digest_of(path))
+    return Image(
+        path,
+        str(image.SOPClassUID),
+        str(image.SOPInstanceUID),
+        str(image.StudyInstanceUID),
+        str(image.SeriesInstanceUID),
+        Spool.digest_of(path),
+    )

@@ -78,11 +78,11 @@ def _arm(folder: Path, program: str) -> None:
     time.time = clock
     real_sync = os.fdatasync
 
-    def stamped_sync(file: int) -> None:
+    def stamped_sync(file: Any) -> None:
         os.utime(file, (clock(), clock()))
         real_sync(file)
 
-    os.fdatasync = stamped_sync
+    os.fdatasync = stamped_sync  # type: ignore[assignment]
     for (module, owner, name), (before, after) in _MOMENTS.get(program, {}).items():
         at: Any = importlib.import_module(module)
         at = getattr(at, owner) if owner else at

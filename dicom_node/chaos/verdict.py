@@ -11,7 +11,7 @@ from pathlib import Path
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import schema
@@ -80,7 +80,7 @@ def settled(expected: Sequence[Expected], ledger: Ledger) -> int:
     return sum(states.get(one.study_uid) == _end(one) and one.study_uid not in owed for one in expected)
 
 
-def _open() -> object:
+def _open() -> ColumnElement[bool]:
     return schema.delivery.c.state.in_(OPEN)
 
 
