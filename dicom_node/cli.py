@@ -92,6 +92,28 @@ def demo(
 
 @app.command()
 @explained
+def chaos(
+    studies: Annotated[int, typer.Option(help="Studies that scanners push.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed deals the same blows.")] = 1,
+    blows: Annotated[int, typer.Option(help="Kills, pauses, cuts ... in all.")] = 60,
+    home: Annotated[
+        Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
+    ] = None,
+    ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
+    patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
+    without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
+    from dicom_node.chaos.rehearse import Wish, rehearse
+
+    wish = Wish(studies, seed, blows, home, ledger, patience, frozenset(without or ()))
+    if not rehearse(wish, console, json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
     from dicom_node import notify

@@ -20,7 +20,7 @@ from dicom_node.commitment import ask, tell
 from dicom_node.errors import NotTaken, Quarantine, Retry
 from dicom_node.gate import evidence_of, passed, passed_sheet
 from dicom_node.ledger import Ledger
-from dicom_node.patience import pause
+from dicom_node.patience import delivery_lease, pause
 from dicom_node.rendition import rendition
 from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
@@ -44,7 +44,7 @@ class Deliverer:
 
     def deliver(self, report_uid: str, destination: str) -> Delivery | None:
         """Send one report to one destination; None when there was nothing to do."""
-        due = self.ledger.deliveries.claim(report_uid, destination, max(60.0, self.settings.lease_seconds))
+        due = self.ledger.deliveries.claim(report_uid, destination, delivery_lease(self.settings.lease_seconds))
         if due is None:
             return None
         try:

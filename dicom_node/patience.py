@@ -10,3 +10,8 @@ def pause(attempt: int, longest: float, chance: Callable[[], float] = random.ran
     """Seconds before the next attempt: doubling from one second, up to `longest`, the last half of it by chance."""
     full = min(longest, 2.0 ** min(attempt - 1, 30))
     return full * (0.5 + 0.5 * chance())
+
+
+def delivery_lease(lease_seconds: float) -> float:
+    """Seconds that a delivery's lease lasts: nobody renews it, and an archive may take its time."""
+    return max(60.0, lease_seconds)

@@ -143,7 +143,7 @@ class Supervisor:
             stdout=self.output,
             stderr=self.output,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -191,7 +191,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
             process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Run in a child before its program: it is killed when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -46,7 +46,8 @@ def sweep(settings: Settings, ledger: Ledger, bell: Bell, steady_since: float = 
     Args:
         steady_since: from when the clock can be trusted, seconds since the epoch; silence before does not count.
     """
-    ledger.store.set_right(settings.longest_pause, settings.lease_seconds)
+    if moved := ledger.store.set_right(settings.longest_pause, settings.lease_seconds):
+        log.warning("the clock was set back; what was to be waited for is counted anew", rows=moved)
     completed = _complete(settings, ledger, steady_since)
     recovered = ledger.release_expired()
     for study_uid in recovered:
