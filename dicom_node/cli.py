@@ -159,10 +159,12 @@ def worker(context: typer.Context) -> None:
 @explained
 def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """C-ECHO a peer."""
+    from dicom_node.call import Caller
     from dicom_node.send import echo as ask
 
     wanted = settings()
-    ask(wanted.peer(peer), wanted.ae_title)
+    with Caller(wanted) as caller:
+        ask(wanted.peer(peer), caller)
     console.print(f"[green]{peer} answers[/green]")
 
 
@@ -170,11 +172,13 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the setting
 @explained
 def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """Ask a peer which objects it would take, in which transfer syntaxes; no object is sent."""
+    from dicom_node.call import Caller
     from dicom_node.send import preflight as ask
     from dicom_node.status import accepted
 
     wanted = settings()
-    table, takes_reports = accepted(ask(wanted.peer(peer), wanted.ae_title), peer)
+    with Caller(wanted) as caller:
+        table, takes_reports = accepted(ask(wanted.peer(peer), caller), peer)
     console.print(table)
     if not takes_reports:
         raise typer.Exit(1)
@@ -189,13 +193,15 @@ def send(
     """C-STORE files to a peer."""
     from rich.progress import track
 
+    from dicom_node.call import Caller
     from dicom_node.send import store
 
     wanted = settings()
     to = wanted.peer(peer)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in track(files, description=f"Sending to {peer}", console=console):
-        store(file, to, wanted.ae_title)
+    with Caller(wanted) as caller:
+        for file in track(files, description=f"Sending to {peer}", console=console):
+            store(file, to, caller)
     console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
 
 

@@ -7,6 +7,7 @@ NodeError
 │   ├── IdentityMismatch     0xA900: the data set is not the object that the command announced
 │   └── NotUnderstood        0xC000: no study or instance to file it under
 ├── Retry                tried again after a pause, by itself
+│   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
@@ -14,10 +15,16 @@ NodeError
 
 
 class NodeError(Exception):
-    """Something went wrong in the node."""
+    """Something went wrong in the node.
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
+    Args:
+        message: what happened, to whom, and what mends it.
+        words: what a peer said about it. They may name a patient, so the ledger gets them and the log does not.
+    """
+
+    def __init__(self, message: str | None = None, words: str = "") -> None:
+        self.loggable = message or (self.__doc__ or "").strip().splitlines()[0]
+        super().__init__(f"{self.loggable}: {words}" if words else self.loggable)
 
 
 class ConfigurationError(NodeError):
@@ -51,6 +58,10 @@ class NotUnderstood(Refused):
 
 class Retry(NodeError):
     """It did not work now; it will be tried again."""
+
+
+class Stumbled(Retry):
+    """The peer failed on this object; a few tries, then a person decides."""
 
 
 class Quarantine(NodeError):

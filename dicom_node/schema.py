@@ -125,6 +125,18 @@ delivery = Table(
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)
+Index("delivery_by_destination", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("delivery_by_lease", delivery.c.lease_until)
+
+#: How destinations answer: one that fails too often in a row rests, then is tried with one delivery at a time.
+destination = Table(
+    "destination",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("rests_until", Float, nullable=False, default=0.0),
+    Column("detail", Text, nullable=False, default=""),
+)
 
 #: What people said about reports: disputes and corrections (`audit.Remark`).
 remark = Table(

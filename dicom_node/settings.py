@@ -99,6 +99,10 @@ class Peer(BaseModel):
     check_patient: bool = False
     #: Send the evidence sheet, a picture, beside every report that this peer gets.
     sheet: bool = True
+    #: Deliveries that may be under way to it at the same time, over all workers.
+    parallel: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that an association to it stays open for the next object; 0: it is closed after every one.
+    idle_seconds: Annotated[float, Field(ge=0)] = 5.0
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -157,8 +161,10 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = 30.0
     #: Attempts at labelling one study before it is laid aside.
     attempts: Annotated[int, Field(ge=1)] = 3
-    #: Longest pause between two attempts at a delivery, seconds.
+    #: Longest pause between two attempts at a delivery, and longest rest of a destination, seconds.
     longest_pause: Seconds = 300.0
+    #: Failed deliveries in a row after which their destination rests; then one at a time tries it until one is stored.
+    failures_before_rest: Annotated[int, Field(ge=1)] = 3
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
     reserve_mib: Annotated[int, Field(ge=0)] = 1024
     #: Associations at a time.

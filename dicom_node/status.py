@@ -12,6 +12,7 @@ from pydicom.uid import UID
 from rich.table import Table
 from sqlalchemy import select
 
+from dicom_node.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.ledger import Ledger
@@ -131,7 +132,8 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
     try:
-        echo(settings.peer(name), settings.ae_title)
+        with Caller(settings) as caller:
+            echo(settings.peer(name), caller)
     except NodeError as error:
         return f"[red]{error}[/red]", False
     return "[green]answers[/green]", True

@@ -90,8 +90,8 @@ def label_study(study_uid: str) -> None:
 
 @app.task(name="dicom_node.deliver")
 def deliver(report_uid: str, destination: str) -> None:
-    """Send one report to one destination."""
-    _deliverer().deliver(report_uid, destination)
+    """Send one report to one destination, and what else waits for it."""
+    _deliverer().work_off(destination, report_uid)
 
 
 class Bell:
@@ -144,4 +144,8 @@ def run_worker(settings: Settings, arguments: list[str]) -> None:
     connect(settings)
     defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
     quiet = ["--without-gossip", "--without-mingle"]
-    app.worker_main(["worker", *defaults, *quiet, *arguments])
+    try:
+        app.worker_main(["worker", *defaults, *quiet, *arguments])
+    finally:
+        if _deliverer.cache_info().currsize:
+            _deliverer().caller.close()
