@@ -29,6 +29,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
 corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
 app.add_typer(corrections_app, name="corrections")
+deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
+app.add_typer(deliveries_app, name="deliveries")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -306,6 +308,38 @@ def corrections_export(
 
     written = export(Ledger(settings().ledger_url), folder)
     console.print(f"{written} corrected series in {folder}")
+
+
+@deliveries_app.callback(invoke_without_command=True)
+@explained
+def deliveries(
+    context: typer.Context,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """List what has not arrived yet: who waits for it, since which attempt, and the answer so far."""
+    if context.invoked_subcommand is None:
+        from dicom_node.ledger import Ledger
+        from dicom_node.status import owed
+
+        for part in owed(Ledger(settings().ledger_url), failed, to):
+            console.print(part)
+
+
+@deliveries_app.command("retry")
+@explained
+def deliveries_retry(
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all, or all to one peer.")] = None,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """Try now what failed or waits; a destination that rests is tried with one delivery first."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    due = Ledger(settings().ledger_url).deliveries.retry_all(to, report)
+    if not due:
+        raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
+    console.print(f"{due} deliveries are due now")
 
 
 @config_app.command("check")

@@ -30,6 +30,7 @@ def overview(ledger: Ledger) -> Iterator[Table]:
         ("state", "destination", "count"),
         ledger.counts(delivery, delivery.c.state, delivery.c.destination),
     )
+    yield from _ailing(ledger)
     stuck = ledger.studies(study.c.state.in_([State.QUARANTINED, State.UNLABELLED]), limit=20)
     if stuck:
         rows = [(row.study_uid, row.peer, row.state.value, row.reason) for row in stuck]
@@ -42,6 +43,36 @@ def overview(ledger: Ledger) -> Iterator[Table]:
     if refused:
         seen = [(*tuple(row)[:-1], _time(row.last_at)) for row in refused]
         yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+
+
+def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[Table]:
+    """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
+    yield from _ailing(ledger)
+    rows = [
+        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
+        for row in ledger.deliveries.listed(failed, to)
+    ]
+    yield _table("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+
+
+def _ailing(ledger: Ledger) -> Iterator[Table]:
+    """Destinations whose last delivery failed."""
+    now = ledger.clock()
+    rows = [
+        (
+            one.name,
+            one.failures,
+            f"rests until {_time(one.rests_until)}" if one.rests_until > now else "is tried",
+            one.detail,
+        )
+        for one in ledger.deliveries.destinations.ailing()
+    ]
+    if rows:
+        yield _table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
+
+
+def _when(seconds: float) -> str:
+    return _time(seconds) if seconds else ""
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:

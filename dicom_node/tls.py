@@ -71,21 +71,31 @@ def trouble_with(context: ssl.SSLContext, peer: Peer, seconds: float) -> str | N
             socket.create_connection((peer.host, peer.port or 0), seconds) as plain,
             context.wrap_socket(plain, server_hostname=peer.host) as side,
         ):
-            side.settimeout(_SECOND_THOUGHT)
-            side.recv(1)
+            return _second_thought(side)
     except ssl.SSLCertVerificationError as error:
         remedy = _REMEDIES.get(error.verify_code, "see [tls] ca")
         return f"shows a certificate that we do not trust ({error.verify_message}); {remedy}"
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
-            why = (error.reason or "").lower().replace("_", " ")
-            return f"does not trust our certificate, or speaks no TLS of ours ({why}); check [tls] certificate there"
+            return f"breaks the handshake off ({_why(error)}); it must speak TLS 1.2 or 1.3 and trust our certificate"
         return f"speaks no TLS at this port ({_why(error)}); check its port, or set tls = false"
     except ConnectionResetError:
         return "speaks no TLS at this port (it hung up); check its port, or set tls = false"
     except OSError:
         return None
-    return None
+
+
+def _second_thought(side: ssl.SSLSocket) -> str | None:
+    """With TLS 1.3 a server judges our certificate when we have done with the handshake; content, it says nothing."""
+    side.settimeout(_SECOND_THOUGHT)
+    why = "it hung up"
+    try:
+        side.recv(1)
+    except TimeoutError:
+        return None
+    except OSError as error:
+        why = _why(error)
+    return f"does not trust our certificate ({why}); let it trust the CA of [tls] certificate"
 
 
 def _context(protocol: ssl._SSLMethod, tls: Tls) -> ssl.SSLContext:
