@@ -91,8 +91,9 @@ def running(
 class Orthanc:
     """Debian's Orthanc as the hospital's PACS, asked by REST."""
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
-        self.folder, self.ae_title, self.plugins = folder, "ORTHANC", plugins
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), **options: object) -> None:
+        """`options` are Orthanc's own, over the usual ones."""
+        self.folder, self.ae_title, self.plugins, self.options = folder, "ORTHANC", plugins, options
         self.dicom_port, self.http_port = free_port(), free_port()
 
     @property
@@ -117,6 +118,7 @@ class Orthanc:
                     "AuthenticationEnabled": False,
                     "DicomAlwaysAllowStore": True,
                     "Plugins": list(self.plugins),
+                    **self.options,
                 }
             )
         )
