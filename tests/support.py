@@ -28,6 +28,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), 1).close()
+    return True
+
+
 def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2) -> T:
     """The first truthy value of `check`; an assertion error of its last failure when time is up."""
     deadline = time.monotonic() + seconds
@@ -44,7 +49,7 @@ def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2
 
 def needs(*programs: str) -> None:
     """A missing server skips at the desk and fails in CI."""
-    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
+    absent = [name for name in programs if shutil.which(name, path=path_of()) is None]
     if absent:
         missing(", ".join(absent))
 
@@ -55,7 +60,7 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"not installed: {what}")
 
 
-def _path() -> str:
+def path_of() -> str:
     """The system's programs before any Python environment's: pynetdicom installs an `echoscu` and `storescu` too."""
     own = str(Path(sys.executable).parent)
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", own]
@@ -65,7 +70,7 @@ def _path() -> str:
 def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command-line tool and return what it printed."""
     needs(name)
-    program = shutil.which(name, path=_path())
+    program = shutil.which(name, path=path_of())
     command = [str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, errors="replace")
 
@@ -122,7 +127,7 @@ class Orthanc:
                 }
             )
         )
-        program = shutil.which("Orthanc", path=_path())
+        program = shutil.which("Orthanc", path=path_of())
         with running([str(program), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
             eventually(lambda: self.get("/system"), 30)
             yield self

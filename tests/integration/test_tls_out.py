@@ -16,7 +16,7 @@ from dicom_node.send import echo, store
 from dicom_node.settings import Peer, Settings, Tls
 from tests.certificates import Authority
 from tests.factories import a_series
-from tests.support import Orthanc, _path, eventually, free_port, needs, running
+from tests.support import Orthanc, eventually, free_port, listens, needs, path_of, running
 
 
 @pytest.fixture
@@ -31,17 +31,10 @@ def storescp(folder: Path, tls: Tls | None) -> Iterator[int]:
     folder.mkdir(exist_ok=True)
     port = free_port()
     secure = ["+tls", tls.key, tls.certificate, "+cf", tls.ca] if tls else []
-    command = [str(shutil.which("storescp", path=_path())), *map(str, secure), "-od", str(folder), str(port)]
+    command = [str(shutil.which("storescp", path=path_of())), *map(str, secure), "-od", str(folder), str(port)]
     with running(command, folder.parent / "storescp.log", {"TCP_NODELAY": "1"}):
-        eventually(lambda: echoed(port, None) or True, 10) if tls is None else eventually(lambda: listens(port), 10)
+        eventually(lambda: listens(port), 10)
         yield port
-
-
-def listens(port: int) -> bool:
-    import socket
-
-    socket.create_connection(("127.0.0.1", port), 1).close()
-    return True
 
 
 def a_peer(port: int, tls: bool = True, host: str = "127.0.0.1", ae_title: str = "PACS") -> Peer:
