@@ -14,7 +14,8 @@ The listing is the journey::
     deliver     claim -> gate -> send -> settle
     report      labels -> TID 1500 Structured Report, pure
     uids        our UIDs, derived so that the same input gives the same object
-    send        C-STORE SCU
+    send        C-STORE SCU: what is sent, and what the answer means
+    call        associations that we open, TLS, kept for the next object
 
 Imports run down this list only; `pipeline` and `report` alone know `labeler`, and nothing that receives loads torch.
 """

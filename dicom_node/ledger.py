@@ -284,13 +284,12 @@ class Ledger:
     # -- a person's word ---------------------------------------------------------------------------------------------
 
     def retry_study(self, study_uid: str) -> bool:
-        """QUARANTINED or UNLABELLED -> QUEUED, failed deliveries wait again; False when there is no such study."""
+        """QUARANTINED or UNLABELLED -> QUEUED, or REPORTED where a delivery failed; False when none is."""
         stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
         with self.engine.begin() as connection:
-            redelivered = self.deliveries.retry(connection, study_uid)
-            state = State.REPORTED if redelivered else State.QUEUED
-            again = {"state": state, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
-            return connection.execute(update(study).where(stuck).values(again)).rowcount == 1
+            redelivered = self.deliveries.retry(connection, delivery.c.study_uid == study_uid)
+            again = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
+            return connection.execute(update(study).where(stuck).values(again)).rowcount + redelivered > 0
 
     # -- people's remarks --------------------------------------------------------------------------------------------
 

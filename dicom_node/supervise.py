@@ -34,6 +34,10 @@ _GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
+#: Deliveries wait for peers, not for the processor; a thread that waits for one blocks no other's.
+_SEVERAL = ("--pool", "threads", "--concurrency", "8")
+
+
 @dataclass(frozen=True)
 class Program:
     """One process: its name in logs and its command line."""
@@ -49,7 +53,7 @@ def node_programs() -> tuple[Program, ...]:
         Program("receive", (*node, "receive")),
         Program("watch", (*node, "watch")),
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),
-        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h")),
+        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h", *_SEVERAL)),
     )
 
 

@@ -13,7 +13,7 @@ from dicom_node import notify
 from dicom_node.ledger import Ledger
 from dicom_node.logs import configure as configure_logs
 from dicom_node.settings import Settings
-from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain
+from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain, hang_up
 from dicom_node.watchdog import Watchdog
 
 log = structlog.get_logger("worker")
@@ -33,7 +33,10 @@ def run_worker(settings: Settings, arguments: list[str]) -> None:
     guard.listen()
     defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
     quiet = ["--without-gossip", "--without-mingle"]
-    app.worker_main(["worker", *defaults, *quiet, *arguments])
+    try:
+        app.worker_main(["worker", *defaults, *quiet, *arguments])
+    finally:
+        hang_up()
 
 
 class Guard:
