@@ -270,7 +270,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _to_wal(connection: Any) -> None:
-    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet."""
+    """The switch to WAL waits for no lock by itself, as all else does; processes that start at once meet here."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -101,6 +101,9 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
         ("attempts", row.attempts),
     ]
     yield _table(study_uid, ("", ""), facts)
+    if steps := ledger.performed.steps(study_uid):
+        said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
+        yield _table("Performed steps", ("step", "from", "status", "images named"), said)
     reports = [_report_row(item) for item in ledger.reports(study_uid)]
     yield _table("Reports", ("report", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
