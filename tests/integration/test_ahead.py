@@ -174,8 +174,8 @@ def test_the_watcher_rings_for_growth_and_once_more_in_the_silence(bench: Bench)
     assert rings(1) == 0  # rung, not yet answered
     ledger.prepared(uid, clock.now)
     assert rings(1) == 1  # answered, but the series may still be scored
-    assert rings(28) == 0
+    assert rings(13) == 0
     ledger.prepared(uid, clock.now + 0.5)
     assert rings(1) == 0  # all is done
-    assert rings(29) == 0
+    assert rings(44) == 0
     assert ("label_study", uid) in bell.heard
