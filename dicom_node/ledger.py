@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from dicom_node import schema
 from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
+from dicom_node.pulses import Pulses
 from dicom_node.schema import (
     Clock,
     Store,
@@ -24,7 +25,6 @@ from dicom_node.schema import (
     instance,
     not_labelled,
     open_engine,
-    pulse,
     refusal,
     remark,
     report,
@@ -36,7 +36,6 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
-    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -51,7 +50,7 @@ class Ledger:
     def __init__(self, url: str, clock: Clock = time.time) -> None:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
-        self.deliveries = Deliveries(self.store)
+        self.deliveries, self.pulses = Deliveries(self.store), Pulses(self.store)
         schema.metadata.create_all(self.engine)
 
     # -- receiving -------------------------------------------------------------------------------------------------
@@ -309,26 +308,6 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
-
-    # -- the processes -----------------------------------------------------------------------------------------------
-
-    def enter_pulse(self, sign: Pulse) -> None:
-        """A process lives; its earlier sign is forgotten."""
-        statement = self.store.insert(pulse).values(sign.__dict__)
-        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
-        with self.engine.begin() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
-
-    def pulses(self) -> list[Pulse]:
-        rows = self.rows(select(pulse).order_by(pulse.c.process))
-        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
-
-    def database_time(self) -> float | None:
-        """Seconds since the epoch by the database's own clock; None where it has none."""
-        if self.engine.dialect.name != "postgresql":
-            return None
-        with self.engine.connect() as connection:
-            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Pipeline:
 
     @property
     def planes(self) -> Planes:
-        return Planes(self.settings.home, self.settings.planes_mib << 20)
+        wanted = self.settings
+        return Planes(wanted.home, wanted.planes_mib << 20, wanted.reserve_mib << 20)
 
     @property
     def _reader(self) -> Reader:

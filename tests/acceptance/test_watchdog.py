@@ -22,7 +22,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     with Archive(tmp_path / "archive", "PACS") as archive:
         made = Node(tmp_path / "node", archive.port, "PACS", stall_seconds=4.0)
         with made.running():
-            eventually(lambda: any(sign.process.startswith("label@") for sign in made.ledger.pulses()), 60)
+            eventually(lambda: any(sign.process.startswith("label@") for sign in made.ledger.pulses.all()), 60)
             yield made
 
 
@@ -44,7 +44,7 @@ def test_a_worker_that_takes_nothing_ends_itself_and_the_study_is_labelled(node:
     """Its consumer is cancelled from outside: the process lives, the broker answers, nothing is taken."""
     assert node.supervisor is not None
     stalled = node.supervisor.pid("label")
-    (name,) = [sign.process for sign in node.ledger.pulses() if sign.process.startswith("label@")]
+    (name,) = [sign.process for sign in node.ledger.pulses.all() if sign.process.startswith("label@")]
     broker = Celery(broker=node.supervisor.environment["DICOM_NODE_BROKER"])
     for queue in ("label", f"beat.{name}"):
         broker.control.cancel_consumer(queue, destination=[name])
