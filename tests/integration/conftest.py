@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.demo.archive import Archive
+from tests.integration.test_ledger import clock, ledger  # noqa: F401
 from tests.parts import Bench
 
 
