@@ -23,6 +23,7 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
 from dicom_node.commitment import ask, tell
@@ -127,14 +128,17 @@ class Pipeline:
         if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
             return False
         settled_before = began - self.settings.settled_after(row.peer)
-        for series in fresh:
-            if max(instance.received_at for instance in series) < settled_before and not self._scored_ahead(series):
-                return False
+        settled = [series for series in fresh if max(image.received_at for image in series) < settled_before]
+        if not all(self._scored_ahead(series) for series in settled):
+            return False
         self.ledger.prepared(study_uid, began)
         return True
 
     def _scored_ahead(self, instances: Sequence[Instance]) -> bool:
         """Leave the scores of a series in the cache; False when it was interrupted, and goes on there next time."""
+        mark = self.planes.place_of(instances[0].study_uid, f"{self._report_uid(instances)}.scored")
+        if mark.exists():
+            return True
 
         def make_room(_: int) -> None:
             if self.pressed() or self._drained_at is not None:
@@ -146,6 +150,7 @@ class Pipeline:
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
+        self.planes.put(mark, b"")
         return True
 
     # -- labelling -------------------------------------------------------------------------------------------------
@@ -248,9 +253,12 @@ class Pipeline:
         )
         return [report, *self._sheet(report, built, answer, pictures, context)], notes
 
+    def _report_uid(self, instances: Sequence[Instance]) -> str:
+        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet, as far as they lie here; nothing where the report does not."""
-        uid = report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+        uid = self._report_uid(instances)
         report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
         if report is None or not report.path.exists():
             return []
@@ -312,7 +320,12 @@ class Pipeline:
 
         def renew() -> None:
             while not done.wait(self.settings.lease_seconds / 3):
-                if not self.ledger.renew(lease, self.settings.lease_seconds):
+                try:
+                    kept = self.ledger.renew(lease, self.settings.lease_seconds)
+                except SQLAlchemyError as error:  # the ledger is away for a moment, or so long that the lease ends
+                    log.warning("lease not renewed", study_uid=lease.study_uid, reason=str(error.args[0]))
+                    continue
+                if not kept:
                     lost.set()
                     return
 

@@ -2,6 +2,7 @@
 
     HOME/planes/STUDY/SOP-KEY.planes     KEY: of the image's bytes and of the preprocessing
     HOME/planes/STUDY/KEY.scores         KEY: of the pictures and of the bundle
+    HOME/planes/STUDY/REPORT.scored      all scores for this report are there; empty
 
 Bounded in bytes and age, gone when its study has its reports. A file appears under its name all at once, is never
 trusted (`labeler.packed` carries a checksum) and never synced: a power cut costs a decoding.

@@ -49,12 +49,12 @@ class Reader:
         """Decode images ahead for about so many seconds; False when some are left."""
         missing = [instance for instance in instances if not self._place(instance).exists()]
         until = time.monotonic() + seconds
-        kept = 0
-        for could_keep in self._in_turn(self._keep, missing):
-            kept += 1
-            if not could_keep or time.monotonic() > until:
-                break
-        return kept == len(missing)
+        for done, kept in enumerate(self._in_turn(self._keep, missing), start=1):
+            if not kept:
+                return True  # the disk takes no more: the others are decoded when they are labelled
+            if time.monotonic() > until:
+                return done == len(missing)
+        return True
 
     def _place(self, instance: Instance) -> Path:
         return self.planes.place(instance, self.preprocessing)

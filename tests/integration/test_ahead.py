@@ -81,6 +81,8 @@ def test_the_same_reports_come_out_with_and_without(
     assert len([path for path in prepared if path.suffix == ".planes"]) == 10
     assert len([path for path in prepared if path.suffix == ".scores"]) == 2
     assert scorer.pictures == 9
+    assert bench.pipeline.prepare(uid)
+    assert scorer.pictures == 9
     for path in prepared:
         damage(path)
     assert bench.label(uid) == State.REPORTED
