@@ -18,7 +18,8 @@ The listing is the journey::
     send        C-STORE SCU
     health      what stands still, grows or disagrees
 
-Imports run down this list only; `pipeline`, `reading` and `report` alone know `labeler`, and nothing that receives loads torch.
+Imports run down this list only; `pipeline`, `reading` and `report` alone know `labeler`, and nothing that receives
+loads torch.
 """
 
 __version__ = "0.1.0"
