@@ -65,7 +65,7 @@ study = Table(
     Column("instances", Integer, nullable=False),
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
-    Column("prepared_at", Float, nullable=False, default=0.0),
+    Column("prepared_at", Float, nullable=False, default=0.0, server_default="0"),
     Column("completed_by", Text, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0),

@@ -65,8 +65,7 @@ class Guard:
         app.amqp.queues.select_add(self.queue)
 
     def _ready(self, **_: Any) -> None:
-        if self.solo:  # another pool would run the beat in another process, or beside a task
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         notify.ready()
 
     def _began(self, task: Any, **_: Any) -> None:
@@ -87,7 +86,7 @@ class Guard:
         bell, every = Bell(app), self.settings.sign_seconds
         signs = notify.Signs(Ledger(self.settings.ledger_url), self.name, every)
         while not self._stop.wait(every):
-            if not self.dog.busy_for:
+            if self.solo and not self.dog.busy_for:  # another pool runs tasks where these signals are not heard
                 self.dog.sent(bell.beat(self.queue, self.settings.stall_seconds))
             if reason := self.dog.complaint():
                 log.error("this worker ends itself, to be started again", worker=self.name, reason=reason)
