@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from pathlib import Path
@@ -35,9 +35,9 @@ SYNTAXES = {"plain": ExplicitVRLittleEndian, "JPEG 2000": JPEG2000Lossless}
 MODES = {"complete": 0, "arriving": 4096}
 
 
-def drawn(syntax: UID) -> list[Dataset]:
-    """The distinct slices of a CT torso of 512 x 512."""
-    heights = np.linspace(0, HEIGHT, DISTINCT)
+def drawn(syntax: UID, count: int) -> list[Dataset]:
+    """So many distinct slices of a CT torso of 512 x 512."""
+    heights = np.linspace(0, HEIGHT, count)
     volume = with_noise(paint(torso(), FIELD, SIDE, heights, "CT"), "CT", 1)
     images = list(image_series("latency", volume, "CT", "CHEST", FIELD / SIDE, heights.tolist(), "bench").images)
     if syntax.is_compressed:
@@ -49,7 +49,7 @@ def drawn(syntax: UID) -> list[Dataset]:
 def a_study(slices: int, name: str, of: list[Dataset]) -> Iterator[Dataset]:
     """So many thin slices; neighbours share their pixels where there are more than the distinct ones."""
     for number in range(slices):
-        image = deepcopy(of[number * DISTINCT // slices])
+        image = deepcopy(of[number * len(of) // slices])
         image.StudyInstanceUID, image.SeriesInstanceUID = derived("study", name), derived("series", name)
         image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = derived("image", name, str(number))
         image.InstanceNumber, image.ImagePositionPatient[2] = number + 1, HEIGHT * number / slices
@@ -71,15 +71,15 @@ def latency(node: Node, archive: Archive, files: list[Path], study_uid: str, syn
 
 def measured(options: argparse.Namespace, home: Path) -> dict[tuple[str, int, str], list[float]]:
     found: dict[tuple[str, int, str], list[float]] = {}
-    slices = {name: drawn(syntax) for name, syntax in SYNTAXES.items()}
+    slices = {name: drawn(SYNTAXES[name], min(DISTINCT, max(options.slices))) for name in options.syntaxes}
     with ExitStack() as stack:
         nodes = {}
         for mode, mib in MODES.items():
             archive = stack.enter_context(Archive(home / mode / "archive", "PACS"))
             node = Node(home / mode, archive.port, "PACS", quiet_seconds=options.quiet, planes_mib=mib)
             nodes[mode] = stack.enter_context(node.running()), archive
-        warm_up = [(name, 3, -1) for name in SYNTAXES]
-        cases = [(name, n, r) for r in range(options.rounds) for name in SYNTAXES for n in options.slices]
+        warm_up = [(name, 3, -1) for name in options.syntaxes]
+        cases = [(name, n, r) for r in range(options.rounds) for name in options.syntaxes for n in options.slices]
         for name, count, round_ in warm_up + cases:
             syntax, folder, title = SYNTAXES[name], home / "images", f"{name} {count} {round_}"
             folder.mkdir(exist_ok=True)
@@ -95,13 +95,14 @@ def measured(options: argparse.Namespace, home: Path) -> dict[tuple[str, int, st
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, nargs="+", default=[50, 300, 1500])
     parser.add_argument("--quiet", type=float, default=60.0, help="quiet_seconds of the nodes")
+    parser.add_argument("--syntaxes", nargs="+", choices=SYNTAXES, default=list(SYNTAXES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.quick:
         options.slices, options.quiet = [20, 60], 12.0
     with tempfile.TemporaryDirectory() as home:
@@ -110,7 +111,7 @@ def main() -> None:
     print(
         "| transfer syntax | slices | labelled once complete | as it arrives | ratio |\n| --- | --- | --- | --- | --- |"
     )
-    for name in SYNTAXES:
+    for name in options.syntaxes:
         for count in options.slices:
             after, ahead = (median(found[name, count, mode]) for mode in MODES)
             print(f"| {name} | {count} | {after:.1f} | {ahead:.1f} | {after / ahead:.1f} |")
