@@ -19,6 +19,7 @@ from dicom_node.errors import Superseded
 from dicom_node.holdings import Holdings
 from dicom_node.migrations import bring_up
 from dicom_node.performed import Performed
+from dicom_node.pulses import Pulses
 from dicom_node.schema import (
     Clock,
     Store,
@@ -27,7 +28,6 @@ from dicom_node.schema import (
     lock_study,
     not_labelled,
     open_engine,
-    pulse,
     refusal,
     remark,
     report,
@@ -41,7 +41,6 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
-    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -57,7 +56,7 @@ class Ledger:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
-        self.performed = Performed(self.store)
+        self.performed, self.pulses = Performed(self.store), Pulses(self.store)
         bring_up(self.engine)
 
     # -- receiving -------------------------------------------------------------------------------------------------
@@ -317,26 +316,6 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
-
-    # -- the processes -----------------------------------------------------------------------------------------------
-
-    def enter_pulse(self, sign: Pulse) -> None:
-        """A process lives; its earlier sign is forgotten."""
-        statement = self.store.insert(pulse).values(sign.__dict__)
-        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
-        with self.engine.begin() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
-
-    def pulses(self) -> list[Pulse]:
-        rows = self.rows(select(pulse).order_by(pulse.c.process))
-        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
-
-    def database_time(self) -> float | None:
-        """Seconds since the epoch by the database's own clock; None where it has none."""
-        if self.engine.dialect.name != "postgresql":
-            return None
-        with self.engine.connect() as connection:
-            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

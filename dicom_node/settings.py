@@ -273,8 +273,8 @@ class Settings(BaseSettings):
         return min(5.0, self.stall_seconds / 4)
 
     def settled_after(self, peer_name: str) -> float:
-        """Seconds of silence after which a series of a growing study is scored ahead: half of the quiet time."""
-        return self.quiet_of(peer_name) / 2
+        """Seconds of silence after which a series of a growing study is scored ahead: a quarter of the quiet time."""
+        return self.quiet_of(peer_name) / 4
 
 
 def find_config(given: Path | None) -> Path | None:
