@@ -1,7 +1,7 @@
 """One object's way from the wire into spool and ledger (PS3.4 B.2), however its bytes come.
 
-What is wrong with an object is found before it has a name on the disk, and answered when all of it has come: a peer that
-sends does not listen.
+What is wrong with an object is found before it has a name on the disk, and answered when all of it has come: a peer
+that sends does not listen.
 """
 
 from __future__ import annotations

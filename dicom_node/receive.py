@@ -23,7 +23,7 @@ from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION,
 from dicom_node.errors import NotUnderstood
 from dicom_node.intake import SUCCESS, Announced, Intake, Reception, as_instance
 from dicom_node.ledger import Ledger
-from dicom_node.provider import Begin
+from dicom_node.messages import Begin
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool, Stored
 from dicom_node.study import Instance, Sender
