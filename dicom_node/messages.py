@@ -93,8 +93,14 @@ class Messages:
             self._asked, self._sink = command, self._begin(self._association, context, command)
             if not command.has_data_set:
                 self._answer()
-        else:
+        elif context.abstract_syntax in self._services():
             self._pass_command(command, raw)
+        else:
+            raise CutOff(f"a request 0x{command.field:04X} in a context for storage")
+
+    def _services(self) -> set[str]:
+        """SOP classes of the services but storage; whatever else was accepted is for C-STORE."""
+        return {str(context.abstract_syntax) for context in self._association.acceptor.supported_contexts}
 
     def _answer(self) -> None:
         """The object is complete."""

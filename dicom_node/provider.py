@@ -18,9 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
 from pynetdicom import pdu_primitives
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.admission import Admission, Caller
@@ -28,6 +30,8 @@ from dicom_node.errors import CutOff
 from dicom_node.messages import Begin, Messages
 from dicom_node.settings import Peer
 from dicom_node.wire import HEADER, LONGEST_PDU, P_DATA, fragments, pdu_length
+
+log = structlog.get_logger("provider")
 
 #: Private names of pynetdicom 3.0 that this module replaces or reads; a test fails when one of them goes.
 OVERRIDDEN = {
@@ -225,18 +229,25 @@ class Provider(DULServiceProvider):
         self.to_provider_queue = Bell(self._waker.wake)
         self.to_user_queue = Bell(checkpoint.ring)
         self._run_loop_delay = 0
+        self._has_cut_off = False
         self.messages = Messages(association, door.begin) if door.begin else None
 
     def run_reactor(self) -> None:
         try:
             super().run_reactor()
+        except InvalidEventError as error:  # we had something to say and the peer had broken off
+            log.debug("said too late", reason=str(error))
         finally:
+            self.socket.close()
             if self.messages is not None and self.messages.abandon():
                 self._door.turned_away(self.guest.caller, "the connection ended within an object")
             self._waker.close()
             self.to_user_queue.put(None)  # an association that still waits for its request waits in vain
 
     def _is_transport_event(self) -> bool:
+        if self._has_cut_off and self.state_machine.current_state == _ENDED:
+            self.socket.close()  # whatever else it sends is not read
+            return True
         if self._may_wait() and self.socket.socket is not None:
             with suppress(OSError, ValueError):  # closed meanwhile; pynetdicom finds out
                 self._waker.wait(self.socket.socket)
@@ -275,6 +286,7 @@ class Provider(DULServiceProvider):
 
     def _cut_off(self, reason: str) -> None:
         self._door.turned_away(self.guest.caller, reason)
+        self._has_cut_off = True
         self.socket.forget()
         self.event_queue.put("Evt19")
 
