@@ -11,6 +11,7 @@ NodeError
 ├── Retry                tried again after a pause, by itself
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
+├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
 """
 
@@ -72,6 +73,10 @@ class Quarantine(NodeError):
 
 class NotTaken(Quarantine):
     """The peer takes no objects of this SOP class."""
+
+
+class HandedBack(NodeError):
+    """The work is handed back; nothing has failed."""
 
 
 class Superseded(NodeError):

@@ -107,6 +107,8 @@ class Reception:
         stored = part.commit(identity.study_uid, identity.sop_instance_uid)
         entry = as_instance(identity, stored, announced.transfer_syntax, announced.sop_class_uid, self._sender)
         new = self._intake.ledger.add_instance(entry)
+        if not new and not stored.path.exists():
+            raise OutOfResources(f"{stored.path}: purged while it was sent again; the peer may send it once more")
         log.debug("stored", sop_instance_uid=identity.sop_instance_uid, peer=self._sender.peer, new=new)
         return SUCCESS
 

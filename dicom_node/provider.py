@@ -35,10 +35,11 @@ log = structlog.get_logger("provider")
 
 #: Private names of pynetdicom 3.0 that this module replaces or reads; a test fails when one of them goes.
 OVERRIDDEN = {
-    "dul": ("_read_pdu_data", "_is_transport_event", "_run_loop_delay", "_idle_timer", "_kill_thread", "run_reactor"),
+    "dul": ("_read_pdu_data", "_is_transport_event", "_run_loop_delay", "run_reactor", "send_pdu", "state_machine"),
     "dul queues": ("to_provider_queue", "to_user_queue", "event_queue"),
-    "association": ("_reactor_checkpoint", "_accepted_cx", "_run_reactor"),
-    "socket": ("_is_connected", "_shutdown_socket", "recv", "ready"),
+    "dimse": ("msg_queue", "receive_primitive"),
+    "association": ("_reactor_checkpoint", "_accepted_cx"),
+    "socket": ("_is_connected", "recv", "ready"),
 }
 
 #: Seconds after which a thread looks around although nobody woke it.

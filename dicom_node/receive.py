@@ -7,7 +7,6 @@ class is taken, so that a scanner's push never fails for something that we do no
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -15,19 +14,21 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.admission import Admission, Caller, admit, crowded
 from dicom_node.commitment import Commitments
-from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION, read_spooled
-from dicom_node.errors import CutOff, NotUnderstood, OutOfResources
-from dicom_node.intake import SUCCESS, Announced, Intake, Reception, as_instance
+from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from dicom_node.errors import CutOff, OutOfResources
+from dicom_node.intake import SUCCESS, Announced, Intake, Reception
 from dicom_node.ledger import Ledger
 from dicom_node.messages import Begin
+from dicom_node.mpps import PerformedSteps
+from dicom_node.reconcile import reconcile
 from dicom_node.settings import Settings
-from dicom_node.spool import Spool, Stored
-from dicom_node.study import Instance, Sender
+from dicom_node.spool import Spool
+from dicom_node.study import Sender
 from dicom_node.tls import Renewed
 from dicom_node.transport import SEATS, Listener, WaitingRoom, listen
 from dicom_node.wire import MAXIMUM_PDU, Command
@@ -72,6 +73,7 @@ class Receiver:
         self.intake = Intake(settings, spool, ledger)
         self._entity = AE(settings.ae_title)
         self._listeners: list[Listener] = []
+        self.steps = PerformedSteps(settings, ledger)
 
     @property
     def port(self) -> int:
@@ -98,6 +100,8 @@ class Receiver:
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_N_CREATE, self.steps.on_create),
+            (evt.EVT_N_SET, self.steps.on_set),
             (evt.EVT_N_ACTION, self.commitments.on_action),
             (evt.EVT_N_EVENT_REPORT, self.commitments.on_event_report),
         ]
@@ -110,6 +114,7 @@ class Receiver:
         entity.maximum_pdu_size = MAXIMUM_PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
         entity.add_supported_context(Verification)
+        entity.add_supported_context(ModalityPerformedProcedureStep)
         entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
 
     def _listen(self, handlers: list[Any]) -> None:
@@ -204,33 +209,3 @@ class Receiver:
 def _is_busy(association: Association) -> bool:
     messages = association.dul.messages
     return messages is not None and messages.busy
-
-
-def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
-    """Enter every spooled file that the ledger does not know, clear half-written ones; returns how many were entered.
-
-    Run by the receiver before it listens: what a kill left between rename and ledger is found again, and a lost ledger
-    is rebuilt from the spool.
-    """
-    cleared = spool.clear_incoming()
-    entered = sum(ledger.add_instance(found) for found in _unknown(settings, spool, ledger))
-    if cleared or entered:
-        log.info("reconciled", entered=entered, half_written_removed=cleared)
-    return entered
-
-
-def _unknown(settings: Settings, spool: Spool, ledger: Ledger) -> Iterator[Instance]:
-    known = ledger.known_paths()
-    names = {peer.ae_title: peer.name for peer in settings.peers}
-    for path in sorted(spool.files(), key=lambda p: p.stat().st_mtime):
-        if str(path) in known:
-            continue
-        try:
-            identity, syntax, calling = read_spooled(path)
-        except NotUnderstood as error:
-            log.error("not one of our files", path=str(path), reason=str(error))
-            continue
-        status = path.stat()
-        stored = Stored(path, spool.digest_of(path), status.st_size, status.st_mtime, conflict="~" in path.name)
-        sender = Sender(calling, "", names.get(calling, calling))
-        yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender)

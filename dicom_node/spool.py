@@ -15,7 +15,8 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -114,7 +115,7 @@ class Spool:
 
     def make_room(self, wanted: int) -> None:
         """Raise OutOfResources where so many bytes more would touch the reserve, or the disk has failed."""
-        free = shutil.disk_usage(self.images).free
+        free = self.free()
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
@@ -155,8 +156,24 @@ class Spool:
             if study.is_dir() and study != self.incoming:
                 yield from (path for path in study.iterdir() if path.suffix == ".dcm")
 
+    def free(self) -> int:
+        """Bytes free on the images' disk."""
+        return shutil.disk_usage(self.images).free
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove images; those that are gone already are passed over."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+
     def clear_incoming(self) -> int:
-        """Remove what killed processes left half-written; what a living one writes is locked and stays."""
+        """Remove what killed processes left half-written, and the folders of purged studies.
+
+        What a living process writes is locked and stays.
+        """
+        for study in self.images.iterdir():
+            if study != self.incoming:
+                with suppress(OSError):  # it holds images
+                    study.rmdir()
         return sum(_abandoned(part) for part in self.incoming.glob("*.part"))
 
     @staticmethod
