@@ -269,6 +269,18 @@ def discrepancies(
 
 @app.command()
 @explained
+def rejections() -> None:
+    """Who knocked and was turned away, when and how often, why, and the line that would admit them."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.rejections import rejections as found
+    from dicom_node.status import turned_away
+
+    wanted = settings()
+    console.print(turned_away(found(Ledger(wanted.ledger_url), wanted)))
+
+
+@app.command()
+@explained
 def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
     """Try a quarantined or unlabelled study again."""
     from dicom_node.errors import Quarantine
