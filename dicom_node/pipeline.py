@@ -22,12 +22,13 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
 from dicom_node.commitment import ask, tell
 from dicom_node.corrections import listen
 from dicom_node.deliveries import delivery_lease
-from dicom_node.errors import NotTaken, Quarantine, Retry, Superseded
+from dicom_node.errors import NotTaken, OutOfResources, Quarantine, Retry, Superseded
 from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
@@ -104,12 +105,21 @@ class Pipeline:
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
+        if isinstance(error, (OutOfResources, SQLAlchemyError)):
+            return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
             self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}")
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
+        return State.QUEUED
+
+    def _hindered(self, lease: Lease, error: Exception) -> State:
+        """Disk or ledger failed: the node's trouble, of which no study is laid aside, however long it lasts."""
+        told = str(error) if isinstance(error, OutOfResources) else f"the ledger failed: {where(error)}"
+        log.error("labelling hindered", study_uid=lease.study_uid, reason=told)
+        self.ledger.postpone(lease, told, self.clock() + self.settings.lease_seconds, counted=False)
         return State.QUEUED
 
     def _work(self, lease: Lease) -> State:
