@@ -19,11 +19,6 @@ from dicom_node.study import DONE, OPEN, Delivery, DueDelivery, Kind, State, Wri
 _LONGEST_PAUSE = 300.0
 
 
-def delivery_lease(lease_seconds: float) -> float:
-    """Seconds that a delivery's lease lasts: nobody renews it, and an archive may take its time."""
-    return max(60.0, lease_seconds)
-
-
 class Deliveries:
     """Deliveries in the ledger's store."""
 

@@ -15,7 +15,7 @@ from sqlalchemy import Row, Select, and_, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from dicom_node import schema
-from dicom_node.deliveries import Deliveries, delivery_lease, states_of
+from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
 from dicom_node.schema import (
     Clock,
@@ -31,7 +31,6 @@ from dicom_node.schema import (
 )
 from dicom_node.study import (
     DONE,
-    Delivery,
     Instance,
     Kind,
     Lease,
@@ -128,29 +127,6 @@ class Ledger:
             study.c.study_uid == row.study_uid, study.c.state == State.RECEIVING, study.c.instances == row.instances
         )
         return self._change(still, state=State.QUEUED, completed_by=reason, rung_at=0.0, next_at=0.0, attempts=0)
-
-    def rein_in(self, lease_seconds: float, longest_pause: float) -> int:
-        """Times further ahead than any can be were written before the clock was set back: they are drawn near.
-
-        Else a study would rest until the clock has been there again. Returns how many studies and deliveries.
-        """
-        now = self.clock()
-        leased, queued = study.c.state == State.LABELLING, study.c.state == State.QUEUED
-        waiting = delivery.c.state == Delivery.WAITING
-        changes = (
-            (study, study.c.state == State.RECEIVING, study.c.last_at, 0.0),
-            (study, leased, study.c.lease_until, lease_seconds),
-            (study, queued, study.c.next_at, longest_pause),
-            (delivery, waiting, delivery.c.lease_until, delivery_lease(lease_seconds)),
-            (delivery, waiting, delivery.c.next_at, longest_pause),
-        )
-        with self.engine.begin() as connection:
-            return sum(
-                connection.execute(
-                    update(table).where(state, column > now + longest).values({column.name: now + longest})
-                ).rowcount
-                for table, state, column, longest in changes
-            )
 
     def due_studies(self, ring_again_seconds: float) -> list[str]:
         """Queued studies whose bell has been silent for so long, or was never rung."""

@@ -27,7 +27,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node import report as reports
 from dicom_node.commitment import ask, tell
 from dicom_node.corrections import listen
-from dicom_node.deliveries import delivery_lease
 from dicom_node.errors import NotTaken, OutOfResources, Quarantine, Retry, Superseded
 from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
 from dicom_node.identity import disagreements, identity_of
@@ -253,7 +252,7 @@ class Pipeline:
 
     def deliver(self, report_uid: str, destination: str) -> Delivery | None:
         """Send one report to one destination; None when there was nothing to do."""
-        due = self.ledger.deliveries.claim(report_uid, destination, delivery_lease(self.settings.lease_seconds))
+        due = self.ledger.deliveries.claim(report_uid, destination, max(60.0, self.settings.lease_seconds))
         if due is None:
             return None
         try:

@@ -32,8 +32,6 @@ class Swept:
 def sweep(settings: Settings, ledger: Ledger, bell: Bell) -> Swept:
     """Queue what is complete, take back what lost its worker, ring for what waits."""
     completed = 0
-    if reined := ledger.rein_in(settings.lease_seconds, settings.longest_pause):
-        log.warning("the clock was set back; what was to be waited for is counted anew", rows=reined)
     now = ledger.clock()
     for row in ledger.receiving():
         verdict = by_quiet_time(row.last_at, now, settings.quiet_of(row.peer))

@@ -275,37 +275,3 @@ def test_refusals_are_counted(ledger: Ledger) -> None:
     from dicom_node.schema import refusal
 
     assert ledger.counts(refusal, refusal.c.calling_ae, refusal.c["count"]) == [("CT9", 3, 1)]
-
-
-@pytest.mark.parametrize("step", [-7200.0, -60.0])
-def test_a_clock_that_is_set_back_makes_nothing_wait(ledger: Ledger, clock: Clock, step: float) -> None:
-    """What was written before lies ahead of all that can be now; it is drawn near, and nearer than that nothing is."""
-    clock.now = 10_000.0
-    queued(ledger)
-    ledger.add_instance(an_instance(study="1.3", at=10_000.0))
-    lease = ledger.claim("1.2", 30)
-    assert lease is not None
-    assert ledger.rein_in(30, 300) == 0
-    clock.now += step
-    assert ledger.rein_in(30, 300) == 2
-    coming = ledger.study("1.3")
-    assert coming is not None
-    assert coming.last_at == clock.now
-    clock.now += 31
-    assert ledger.release_expired() == ["1.2"]
-
-
-def test_a_delivery_does_not_wait_for_a_clock_that_was_set_back(ledger: Ledger, clock: Clock) -> None:
-    clock.now = 10_000.0
-    queued(ledger)
-    lease = ledger.claim("1.2", 30)
-    assert lease is not None
-    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    due = ledger.deliveries.claim("9.1", "pacs", 60)
-    assert due is not None
-    ledger.deliveries.settle(due, Delivery.WAITING, "away", clock.now + 5)
-    clock.now -= 3600
-    assert ledger.deliveries.due(30) == []
-    assert ledger.rein_in(30, 300) == 1
-    clock.now += 301
-    assert ledger.deliveries.due(30) == [("9.1", "pacs")]
