@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from dicom_node.chaos.plan import Means
 from tests.acceptance.test_commands import processes_below, run
-from tests.support import missing
 
 #: What a clean clone's machine surely has; with a PostgreSQL beside it the ledger is there.
 STUDIES, BLOWS, SEED = 10, 14, 200
