@@ -160,8 +160,7 @@ def watch() -> None:
 
     configure()
     stop, wanted = _until_told(), settings()
-    Spool(wanted.home)
-    run(wanted, Ledger(wanted.ledger_url), Bell(connect(wanted)), stop)
+    run(wanted, Ledger(wanted.ledger_url), Bell(connect(wanted)), Spool(wanted.home), stop)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -264,6 +263,22 @@ def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> 
     if not Ledger(settings().ledger_url).retry_study(study):
         raise Quarantine(f"{study}: no such study is quarantined or unlabelled; see `dicom-node status`")
     console.print("queued again")
+
+
+@app.command()
+@explained
+def complete(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
+    """Say that a study has all its images; it is labelled without waiting any longer."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    ledger = Ledger(settings().ledger_url)
+    row = ledger.study(study)
+    if row is None:
+        raise Quarantine(f"{study}: never received here; see `dicom-node status`")
+    if not ledger.complete(row, "a person's word"):
+        raise Quarantine(f"{study}: is {row.state} or has just grown; see `dicom-node status {study}`")
+    console.print(f"{row.instances} images, queued")
 
 
 @app.command()

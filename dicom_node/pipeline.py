@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from logging import ERROR, INFO
@@ -38,6 +38,7 @@ from dicom_node.settings import Peer, Settings
 from dicom_node.sheet import best_planes, sheet_of, sheet_uid
 from dicom_node.spool import Spool
 from dicom_node.study import (
+    FILES_GONE,
     REPORT_CLASSES,
     Delivery,
     DueDelivery,
@@ -153,6 +154,8 @@ class Pipeline:
         content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
         if known := self._known(report_uid(series_uid, content, self.labeler.info.fingerprint)):
             return known, []
+        if any(instance.absent for instance in instances):
+            return self._half(instances, content)
         answer, pictures, left_out = self._answer(instances)
         by_path = sorted(instances, key=lambda instance: instance.path)
         notes = [
@@ -182,11 +185,21 @@ class Pipeline:
         return [report, *self._sheet(report, built, answer, pictures, context)], notes
 
     def _known(self, uid: str) -> list[WrittenReport]:
-        """The report with this UID and its sheet, as far as they lie here; nothing where the report does not."""
+        """The report with this UID and its sheet; nothing where a file of theirs is lost: both are made again."""
         report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
-        if report is None or not report.path.exists():
-            return []
-        return [report, sheet] if sheet is not None and sheet.path.exists() else [report]
+        known = [part for part in (report, sheet) if part is not None]
+        return known if report is not None and all(part.path.exists() for part in known) else []
+
+    def _half(self, instances: Sequence[Instance], content: str) -> tuple[list[WrittenReport], list[NotLabelled]]:
+        """A series of which files have left the spool: the report on exactly these images, if there is one, stays."""
+        series_uid, study_uid = instances[0].series_uid, instances[0].study_uid
+        for report in self.ledger.reports(study_uid):
+            if (report.source_series_uid, report.content) == (series_uid, content):
+                return [report], []
+        gone = sum(bool(instance.absent) for instance in instances)
+        told = f"{gone} of {len(instances)} images are gone; push the whole series again"
+        log.error(f"not labelled: {FILES_GONE}", study_uid=study_uid, series_uid=series_uid, remedy=told)
+        return [], [NotLabelled(i.sop_instance_uid, series_uid, FILES_GONE, told) for i in instances if not i.absent]
 
     def _sheet(
         self,
@@ -220,14 +233,11 @@ class Pipeline:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
         header = dcmread(first.path, stop_before_pixels=True)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
-        current = self.ledger.current_report(instances[0].series_uid)
         context = reports.Context(header, content, finished)
-        if current is None or current.sop_instance_uid == reports.uid_of(answer, context):
+        earlier = self.ledger.earlier(instances[0].series_uid, reports.uid_of(answer, context))
+        if not earlier:
             return context
-        earlier = [
-            r for r in self.ledger.reports(instances[0].study_uid) if r.source_series_uid == instances[0].series_uid
-        ]
-        predecessor = reports.Predecessor(current.sop_class_uid, current.sop_instance_uid)
+        predecessor = reports.Predecessor(earlier[-1].sop_class_uid, earlier[-1].sop_instance_uid)
         return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
 
     @contextmanager
@@ -237,8 +247,9 @@ class Pipeline:
 
         def renew() -> None:
             while not done.wait(self.settings.lease_seconds / 3):
-                if not self.ledger.renew(lease, self.settings.lease_seconds):
-                    return
+                with suppress(SQLAlchemyError):  # the ledger is away for a moment; the lease may outlive that
+                    if not self.ledger.renew(lease, self.settings.lease_seconds):
+                        return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
@@ -300,6 +311,8 @@ class Pipeline:
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
+        if not due.path.exists():
+            raise self._lost(due)
         if due.kind == Kind.COMMITMENT:
             return tell(peer, self.settings.ae_title, dcmread(due.path))
         if peer.check_patient:
@@ -307,6 +320,13 @@ class Pipeline:
         if due.kind == Kind.SHEET and not peer.sheet:
             raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
         return store(due.path, peer, self.settings.ae_title, _sendable)
+
+    def _lost(self, due: DueDelivery) -> Retry | Quarantine:
+        """What follows when the file is gone: a report is made again where all its images are here."""
+        lost = self.ledger.holdings.lost_reports([str(due.path)])
+        if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
+            return Retry(f"{due.path} was lost; the study is labelled again")
+        return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""

@@ -6,12 +6,11 @@ class is taken, so that a scanner's push never fails for something that we do no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import structlog
 from pynetdicom import AE, _config, evt
-from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel, Verification
 from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,16 +20,16 @@ from dicom_node.commitment import Commitments
 from dicom_node.dataset import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION,
-    Identity,
     file_header,
     identify,
-    read_spooled,
 )
-from dicom_node.errors import IdentityMismatch, NotUnderstood, OutOfResources, Refused
+from dicom_node.errors import IdentityMismatch, OutOfResources, Refused
 from dicom_node.ledger import Ledger
+from dicom_node.mpps import PerformedSteps
+from dicom_node.reconcile import as_instance, reconcile
 from dicom_node.settings import Settings
-from dicom_node.spool import Spool, Stored
-from dicom_node.study import Instance, Sender
+from dicom_node.spool import Spool
+from dicom_node.study import Sender
 
 log = structlog.get_logger("receive")
 
@@ -70,6 +69,7 @@ class Receiver:
     def __init__(self, settings: Settings, spool: Spool, ledger: Ledger) -> None:
         self.settings, self.spool, self.ledger = settings, spool, ledger
         self.commitments = Commitments(settings, spool, ledger)
+        self.steps = PerformedSteps(settings, ledger)
         self._server: ThreadedAssociationServer | None = None
 
     @property
@@ -91,11 +91,14 @@ class Receiver:
         entity.maximum_pdu_size = MAXIMUM_PDU
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
         entity.add_supported_context(Verification)
+        entity.add_supported_context(ModalityPerformedProcedureStep)
         entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_C_ECHO, self._on_echo),
             (evt.EVT_C_STORE, self._on_store),
+            (evt.EVT_N_CREATE, self.steps.on_create),
+            (evt.EVT_N_SET, self.steps.on_set),
             (evt.EVT_N_ACTION, self.commitments.on_action),
             (evt.EVT_N_EVENT_REPORT, self.commitments.on_event_report),
         ]
@@ -164,54 +167,8 @@ class Receiver:
         header = file_header(announced[0], identity.sop_instance_uid, syntax, sender.ae_title)
         stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, data_set)
         new = self.ledger.add_instance(as_instance(identity, stored, syntax, announced[0], sender))
+        if not new and not stored.path.exists():  # purged in between: it stood there when it came
+            stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, data_set)
+            new = self.ledger.add_instance(as_instance(identity, stored, syntax, announced[0], sender))
         log.debug("stored", sop_instance_uid=identity.sop_instance_uid, peer=sender.peer, new=new)
         return SUCCESS
-
-
-def as_instance(identity: Identity, stored: Stored, syntax: str, sop_class_uid: str, sender: Sender) -> Instance:
-    return Instance(
-        sop_instance_uid=identity.sop_instance_uid,
-        digest=stored.digest,
-        study_uid=identity.study_uid,
-        series_uid=identity.series_uid,
-        sop_class_uid=sop_class_uid,
-        transfer_syntax_uid=syntax,
-        modality=identity.modality,
-        patient_key=identity.patient_key,
-        path=stored.path,
-        size=stored.size,
-        received_at=stored.received_at,
-        peer=sender.peer,
-        calling_ae=sender.ae_title,
-        conflict=stored.conflict,
-    )
-
-
-def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
-    """Enter every spooled file that the ledger does not know, clear half-written ones; returns how many were entered.
-
-    Run by the receiver before it listens: what a kill left between rename and ledger is found again, and a lost ledger
-    is rebuilt from the spool.
-    """
-    cleared = spool.clear_incoming()
-    entered = sum(ledger.add_instance(found) for found in _unknown(settings, spool, ledger))
-    if cleared or entered:
-        log.info("reconciled", entered=entered, half_written_removed=cleared)
-    return entered
-
-
-def _unknown(settings: Settings, spool: Spool, ledger: Ledger) -> Iterator[Instance]:
-    known = ledger.known_paths()
-    names = {peer.ae_title: peer.name for peer in settings.peers}
-    for path in sorted(spool.files(), key=lambda p: p.stat().st_mtime):
-        if str(path) in known:
-            continue
-        try:
-            identity, syntax, calling = read_spooled(path)
-        except NotUnderstood as error:
-            log.error("not one of our files", path=str(path), reason=str(error))
-            continue
-        status = path.stat()
-        stored = Stored(path, spool.digest_of(path), status.st_size, status.st_mtime, conflict="~" in path.name)
-        sender = Sender(calling, "", names.get(calling, calling))
-        yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender)

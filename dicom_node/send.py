@@ -147,14 +147,27 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
 
 
 def patient_id_of(peer: Peer, calling_ae: str, study_uid: str) -> str | None:
-    """Under which Patient ID a peer files a study now (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
+    """Under which Patient ID a peer files a study now; None where it has no such study. Raises as `_found` does."""
+    return _found(peer, calling_ae, study_uid, "PatientID")
+
+
+def objects_of(peer: Peer, calling_ae: str, study_uid: str) -> int:
+    """How many objects of a study a peer holds, 0 where it does not say. Raises as `_found` does."""
+    told = _found(peer, calling_ae, study_uid, "NumberOfStudyRelatedInstances")
+    return int(told) if told and told.isdecimal() else 0
+
+
+def _found(peer: Peer, calling_ae: str, study_uid: str, keyword: str) -> str | None:
+    """One attribute of a study at a peer (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
 
     Raises:
         Retry: the peer cannot be asked now.
         NotTaken: it answers no queries.
+        Quarantine: the settings give it no port.
     """
     query = Dataset()
-    query.QueryRetrieveLevel, query.StudyInstanceUID, query.PatientID = "STUDY", study_uid, ""
+    query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", study_uid
+    setattr(query, keyword, None)
     model = StudyRootQueryRetrieveInformationModelFind
     found: str | None = None
     with associated(peer, calling_ae, [(model, PLAIN)]) as association:
@@ -163,7 +176,7 @@ def patient_id_of(peer: Peer, calling_ae: str, study_uid: str) -> str | None:
             if code not in (0x0000, 0xFF00, 0xFF01):
                 raise Retry(f"{at(peer)}: C-FIND answered {'nothing' if code is None else hex(code)}")
             if match is not None:
-                found = str(match.get("PatientID") or "").strip()
+                found = str(match.get(keyword) or "").strip()
     return found
 
 

@@ -66,7 +66,7 @@ class Peer(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: What people call it; used on the command line and in logs.
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=64)
     ae_title: AETitle
     #: Address, network, host name, or `any` for a peer that only pushes and whose address changes.
     host: Annotated[str, AfterValidator(_host)]
@@ -80,6 +80,8 @@ class Peer(BaseModel):
     check_patient: bool = False
     #: Send the evidence sheet, a picture, beside every report that this peer gets.
     sheet: bool = True
+    #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
+    counts: bool = False
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -87,6 +89,8 @@ class Peer(BaseModel):
     def _reachable(self) -> Peer:
         if "reports" in self.may and (self.port is None or self.host == "any" or "/" in self.host):
             raise ValueError("a peer that gets reports needs one host and a port")
+        if self.counts and (self.port is None or self.host == "any" or "/" in self.host):
+            raise ValueError("a peer that is asked for counts needs one host and a port")
         return self
 
     def at(self, host: str) -> bool:
@@ -130,6 +134,8 @@ class Settings(BaseSettings):
     device: str = "auto"
     #: Seconds without a new image after which a study is complete.
     quiet_seconds: Seconds = 60.0
+    #: Seconds without a new image after which a peer with `counts` is asked; before, its count grows as ours does.
+    count_seconds: Seconds = 5.0
     #: Seconds between two looks of the watcher.
     sweep_seconds: Seconds = 1.0
     #: Seconds after which an unanswered bell is rung again.
@@ -142,6 +148,10 @@ class Settings(BaseSettings):
     longest_pause: Seconds = 300.0
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
     reserve_mib: Annotated[int, Field(ge=0)] = 1024
+    #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay.
+    retention_days: Annotated[float, Field(gt=0)] = 30.0
+    #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
+    purge_margin_mib: Annotated[int, Field(ge=0)] = 1024
     #: Associations at a time.
     associations: Annotated[int, Field(ge=1)] = 64
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -79,7 +80,7 @@ class Spool:
         return self.images / study_uid / f"{sop_instance_uid}.dcm"
 
     def _make_room(self, wanted: int) -> None:
-        free = shutil.disk_usage(self.images).free
+        free = self.free()
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
@@ -109,8 +110,24 @@ class Spool:
             if study.is_dir() and study != self.incoming:
                 yield from (path for path in study.iterdir() if path.suffix == ".dcm")
 
+    def free(self) -> int:
+        """Bytes free on the images' disk."""
+        return shutil.disk_usage(self.images).free
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove images; those that are gone already are passed over."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+
     def clear_incoming(self) -> int:
-        """Remove what a killed receiver left half-written; only for the receiver that owns this spool, at its start."""
+        """Remove what a killed receiver left half-written, and the folders of purged studies.
+
+        Only for the receiver that owns this spool, at its start.
+        """
+        for study in self.images.iterdir():
+            if study != self.incoming:
+                with suppress(OSError):  # it holds images
+                    study.rmdir()
         parts = list(self.incoming.glob("*.part"))
         for part in parts:
             part.unlink(missing_ok=True)
