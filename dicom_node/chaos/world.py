@@ -39,6 +39,7 @@ lease_seconds = {lease}
 longest_pause = 2.0
 network_timeout = 15.0
 reserve_mib = {reserve}
+purge_margin_mib = 0
 # A study may lose more workers to a rehearsal than to a life.
 attempts = 50
 
