@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import threading
@@ -25,7 +26,7 @@ from dicom_node.chaos.scanner import Received, Scanners
 from dicom_node.chaos.scans import Errand, Expected, Image, scanned
 from dicom_node.chaos.servers import has_database
 from dicom_node.chaos.verdict import Verdict, judged, reports_in, settled
-from dicom_node.chaos.world import LEASE_SECONDS, World, scratch
+from dicom_node.chaos.world import LEASE_SECONDS, World, forget_site, scratch
 from dicom_node.ledger import Ledger
 from dicom_node.study import State
 
@@ -203,6 +204,7 @@ def rehearse(wish: Wish, console: Console, write_to: Path | None = None) -> bool
         ConfigurationError: the home holds something, or there is no PostgreSQL where one is wanted.
         Retry: a server did not start.
     """
+    forget_site(os.environ)
     folder = scratch(wish.home)
     postgresql = has_database() if wish.ledger == "auto" else wish.ledger == "postgresql"
     world = World(folder, postgresql=postgresql, orthanc=wish.pacs == "orthanc")

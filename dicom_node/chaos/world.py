@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from dicom_node.settings import CONFIG_VARIABLE, Settings, load_settings
 #: Room of the node's disk and its reserve, MiB.
 DISK, RESERVE = 256, 16
 LEASE_SECONDS = 4.0
+#: Settings of the site that a rehearsal goes by: what labels, and on what.
+_KEPT = frozenset({"DICOM_NODE_BUNDLE", "DICOM_NODE_DEVICE"})
 
 _CONFIG = """ae_title = "ANATOMY"
 bind = "127.0.0.1"
@@ -70,6 +72,12 @@ def scratch(home: Path | None) -> Path:
         raise ConfigurationError(f"{home} is not an empty folder; a rehearsal destroys, so it wants a home of its own")
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     return home.resolve()
+
+
+def forget_site(environment: MutableMapping[str, str]) -> None:
+    """Take out every setting of the site, which would overrule ours, its home first; bundle and device are kept."""
+    for name in [name for name in environment if name.startswith("DICOM_NODE_") and name not in _KEPT]:
+        del environment[name]
 
 
 class World:

@@ -24,7 +24,7 @@ from dicom_node.chaos.scans import Expected, Image, scanned
 from dicom_node.chaos.struck import _MOMENTS, as_struck, program_of
 from dicom_node.chaos.verdict import Verdict, judged
 from dicom_node.chaos.wire import Wires
-from dicom_node.chaos.world import scratch
+from dicom_node.chaos.world import forget_site, scratch
 from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import Ledger
 from dicom_node.spool import Spool
@@ -90,6 +90,12 @@ def test_a_home_that_holds_anything_is_refused(tmp_path: Path) -> None:
     (tmp_path / "new" / "ledger.sqlite").touch()
     with pytest.raises(ConfigurationError, match="not an empty folder"):
         scratch(tmp_path / "new")
+
+
+def test_the_sites_own_settings_are_forgotten_but_for_what_labels() -> None:
+    environment = {"DICOM_NODE_HOME": "/var/lib/dicom-node", "DICOM_NODE_DEVICE": "cuda", "HOME": "/root"}
+    forget_site(environment)
+    assert environment == {"DICOM_NODE_DEVICE": "cuda", "HOME": "/root"}
 
 
 @pytest.fixture
