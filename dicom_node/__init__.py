@@ -10,7 +10,8 @@ The listing is the journey::
     completion  pure: is this study complete?
     watch       spool and ledger -> completion -> bell
     tasks       the Celery app; a task takes an id
-    pipeline    open -> label -> report -> settle; deliver
+    pipeline    open -> label -> report -> settle
+    deliver     claim -> gate -> send -> settle
     report      labels -> TID 1500 Structured Report, pure
     uids        our UIDs, derived so that the same input gives the same object
     send        C-STORE SCU

@@ -117,6 +117,7 @@ def chaos(
 @explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node import notify
     from dicom_node.logs import configure
     from dicom_node.supervise import supervised
 
@@ -124,9 +125,11 @@ def up() -> None:
     stop = _until_told()
     node = supervised(settings(), _State.config)
     node.start()
+    notify.ready()
     try:
         node.run(stop)
     finally:
+        notify.stopping()
         node.stop()
 
 
@@ -136,15 +139,17 @@ def receive() -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
+    from dicom_node.notify import Signs
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
     configure()
     stop, wanted = _until_told(), settings()
-    spool = Spool(wanted.home, wanted.reserve_mib << 20)
-    receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
+    spool = Spool(wanted.home, wanted.reserve_mib << 20, wanted.durability)
+    ledger = Ledger(wanted.ledger_url)
+    receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    stop.wait()
+    Signs(ledger, "receive", wanted.sign_seconds).until(stop, "listening")
     receiver.stop()
 
 
@@ -170,7 +175,7 @@ def worker(context: typer.Context) -> None:
     import os
 
     from dicom_node.settings import CONFIG_VARIABLE
-    from dicom_node.tasks import run_worker
+    from dicom_node.worker import run_worker
 
     if _State.config:
         os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
@@ -227,11 +232,13 @@ def status(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
 ) -> None:
     """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.health import findings
     from dicom_node.ledger import Ledger
-    from dicom_node.status import overview, story
+    from dicom_node.status import health, overview, story
 
-    ledger = Ledger(settings().ledger_url)
-    for part in story(ledger, study) if study else overview(ledger):
+    wanted = settings()
+    ledger = Ledger(wanted.ledger_url)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
         console.print(part)
 
 

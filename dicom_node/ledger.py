@@ -27,6 +27,7 @@ from dicom_node.schema import (
     lock_study,
     not_labelled,
     open_engine,
+    pulse,
     refusal,
     remark,
     report,
@@ -40,6 +41,7 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
+    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -143,6 +145,18 @@ class Ledger:
     def rung_study(self, study_uid: str) -> None:
         self._change(study.c.study_uid == study_uid, rung_at=self.clock())
 
+    # -- preparing a study that grows -------------------------------------------------------------------------------
+
+    def growing(self, ring_again_seconds: float) -> list[StudyRow]:
+        """Studies to which images are still coming and whose bell is silent."""
+        due = self.store.due(select(study.c.study_uid), study, [State.RECEIVING], ring_again_seconds)
+        return self.studies(study.c.study_uid.in_([row.study_uid for row in due])) if due else []
+
+    def prepared(self, study_uid: str, looked_at: float) -> None:
+        """All that had come of a growing study by then is prepared."""
+        growing = and_(study.c.study_uid == study_uid, study.c.state == State.RECEIVING)
+        self._change(growing, prepared_at=looked_at, rung_at=0.0)
+
     # -- working on a study ----------------------------------------------------------------------------------------
 
     def claim(self, study_uid: str, lease_seconds: float) -> Lease | None:
@@ -181,6 +195,11 @@ class Ledger:
         attempts = study.c.attempts - (0 if counted else 1)
         queued = {"state": State.QUEUED, "attempts": attempts, "lease_until": 0.0, "rung_at": 0.0}
         self._or_superseded(lease, **queued, reason=reason, next_at=until)
+
+    def hand_back(self, lease: Lease) -> None:
+        """LABELLING -> QUEUED at once; the attempt does not count."""
+        attempts = study.c.attempts - 1
+        self._or_superseded(lease, state=State.QUEUED, attempts=attempts, next_at=0.0, lease_until=0.0, rung_at=0.0)
 
     def quarantine(self, lease: Lease, reason: str) -> None:
         """LABELLING -> QUARANTINED with its reason."""
@@ -301,6 +320,26 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
+
+    # -- the processes -----------------------------------------------------------------------------------------------
+
+    def enter_pulse(self, sign: Pulse) -> None:
+        """A process lives; its earlier sign is forgotten."""
+        statement = self.store.insert(pulse).values(sign.__dict__)
+        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
+        with self.engine.begin() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
+
+    def pulses(self) -> list[Pulse]:
+        rows = self.rows(select(pulse).order_by(pulse.c.process))
+        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
+
+    def database_time(self) -> float | None:
+        """Seconds since the epoch by the database's own clock; None where it has none."""
+        if self.engine.dialect.name != "postgresql":
+            return None
+        with self.engine.connect() as connection:
+            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 
+from dicom_node.patience import delivery_lease
 from dicom_node.study import Delivery, State
 
 #: Seconds since the epoch.
@@ -102,6 +103,7 @@ study = Table(
     Column("instances", Integer, nullable=False),
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
+    Column("prepared_at", Float, nullable=False, default=0.0, server_default="0"),
     Column("completed_by", Prose, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0),
@@ -205,6 +207,15 @@ remark = Table(
 )
 Index("remark_by_report", remark.c.report_uid)
 
+#: Every process's last sign of life.
+pulse = Table(
+    "pulse",
+    metadata,
+    Column("process", String(128), primary_key=True),
+    Column("doing", Text, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
 #: Who knocked and was not let in, and objects that were refused.
 refusal = Table(
     "refusal",
@@ -246,7 +257,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _to_wal(connection: Any) -> None:
-    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet here."""
+    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -310,8 +321,8 @@ class Store:
             (study.c.lease_until, State.LABELLING, lease_seconds),
             (delivery.c.next_at, Delivery.WAITING, max(longest_pause, 300.0)),
             (delivery.c.next_at, Delivery.AWAITED, 86400.0),
-            (delivery.c.lease_until, Delivery.WAITING, max(lease_seconds, 60.0)),
-            (delivery.c.lease_until, Delivery.AWAITED, max(lease_seconds, 60.0)),
+            (delivery.c.lease_until, Delivery.WAITING, delivery_lease(lease_seconds)),
+            (delivery.c.lease_until, Delivery.AWAITED, delivery_lease(lease_seconds)),
         )
         with self.engine.begin() as connection:
             return sum(_drawn_near(connection, moment, state, now + wait) for moment, state, wait in furthest)

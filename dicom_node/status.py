@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
+from dicom_node.health import Finding
 from dicom_node.ledger import Ledger
 from dicom_node.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
@@ -41,6 +42,12 @@ def overview(ledger: Ledger) -> Iterator[Table]:
     if refused:
         seen = [(*tuple(row)[:-1], _time(row.last_at)) for row in refused]
         yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+
+
+def health(found: Iterable[Finding]) -> Table:
+    """What was looked at, and what to do about it."""
+    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
+    return _table("Health", ("what", "state", "what to do"), rows)
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:

@@ -1,0 +1,70 @@
+"""Does this worker still take what the broker has for it? One that does not is ended, and started again by others.
+
+A consumer can stall while its process looks alive (celery issues 7800, 10205). So every worker has a queue of its own,
+to which it sends itself a beat; one that is not heard in time, while the broker takes new ones and no task runs, tells
+that the consumer has stalled. A task that never ends tells as much.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Watchdog:
+    """What is known of one worker's consumer; told by Celery's signals, asked by a thread.
+
+    Attributes:
+        patience: seconds that a beat may go unheard.
+        longest_task: seconds that one task may take.
+    """
+
+    patience: float
+    longest_task: float
+    clock: Callable[[], float] = time.monotonic
+    heard_at: float = 0.0
+    _unheard_since: float | None = None
+    _busy_since: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def sent(self, taken: bool) -> None:
+        """A beat was sent; `taken` says whether the broker took it."""
+        with self._lock:
+            if not taken:
+                self._unheard_since = None
+            elif self._unheard_since is None:
+                self._unheard_since = self.clock()
+
+    def heard(self) -> None:
+        """A beat came back."""
+        with self._lock:
+            self._unheard_since, self.heard_at = None, self.clock()
+
+    def began(self) -> None:
+        """A task runs; nothing else is taken meanwhile."""
+        with self._lock:
+            self._busy_since = self.clock()
+
+    def ended(self) -> None:
+        with self._lock:
+            self._busy_since = self._unheard_since = None
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds; 0 where no task runs."""
+        since = self._busy_since
+        return 0.0 if since is None else self.clock() - since
+
+    def complaint(self) -> str | None:
+        """Why this worker is to be ended; None while all is well."""
+        with self._lock:
+            now = self.clock()
+            if self._busy_since is not None:
+                took = now - self._busy_since
+                return f"one task has taken {took:.0f} s (longest_task_seconds)" if took > self.longest_task else None
+            if self._unheard_since is not None and now - self._unheard_since > self.patience:
+                return f"alive, but took nothing from the broker for {now - self._unheard_since:.0f} s"
+        return None
