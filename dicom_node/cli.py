@@ -102,6 +102,7 @@ def chaos(
         Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
     ] = None,
     ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
+    pacs: Annotated[str, typer.Option(help="archive (the demo's) or orthanc (where it is installed).")] = "archive",
     patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
     without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
@@ -109,7 +110,7 @@ def chaos(
     """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
     from dicom_node.chaos.rehearse import Wish, rehearse
 
-    wish = Wish(studies, seed, blows, home, ledger, patience, frozenset(without or ()))
+    wish = Wish(studies, seed, blows, home, ledger, pacs, patience, frozenset(without or ()))
     if not rehearse(wish, console, json):
         raise typer.Exit(1)
 

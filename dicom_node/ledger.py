@@ -173,9 +173,11 @@ class Ledger:
             freed = update(study).where(expired).values(again).returning(study.c.study_uid)
             return list(connection.execute(freed).scalars())
 
-    def postpone(self, lease: Lease, reason: str, until: float) -> None:
-        """LABELLING -> QUEUED, not before `until`."""
-        self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+    def postpone(self, lease: Lease, reason: str, until: float, *, counted: bool = True) -> None:
+        """LABELLING -> QUEUED, not before `until`; an attempt that is not `counted` was not the study's fault."""
+        attempts = study.c.attempts - (0 if counted else 1)
+        queued = {"state": State.QUEUED, "attempts": attempts, "lease_until": 0.0, "rung_at": 0.0}
+        self._or_superseded(lease, **queued, reason=reason, next_at=until)
 
     def hand_back(self, lease: Lease) -> None:
         """LABELLING -> QUEUED at once; the attempt does not count."""

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
 from dicom_node.corrections import listen
-from dicom_node.errors import HandedBack, Quarantine, Superseded
+from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
@@ -172,6 +172,8 @@ class Pipeline:
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
+        if isinstance(error, (OutOfResources, SQLAlchemyError)):
+            return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
@@ -179,6 +181,13 @@ class Pipeline:
             self.planes.drop(lease.study_uid)
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
+        return State.QUEUED
+
+    def _hindered(self, lease: Lease, error: Exception) -> State:
+        """Disk or ledger failed: the node's trouble, of which no study is laid aside, however long it lasts."""
+        told = str(error) if isinstance(error, OutOfResources) else f"the ledger failed: {where(error)}"
+        log.error("labelling hindered", study_uid=lease.study_uid, reason=told)
+        self.ledger.postpone(lease, told, self.clock() + self.settings.lease_seconds, counted=False)
         return State.QUEUED
 
     def _work(self, lease: Lease, may_go_on: Callable[[], None]) -> State:
