@@ -92,9 +92,7 @@ def _even(uid: str) -> bytes:
     return uid.encode() + b"\0" * (len(uid) % 2)
 
 
-def stores(
-    data_set: bytes, sop_class: str, uids: Iterator[tuple[bytes, bytes]], longest: int
-) -> Iterator[list[bytes | memoryview]]:
+def stores(sop_class: str, wanted: Iterator[tuple[bytes, bytes]], longest: int) -> Iterator[Body]:
     """The P-DATA of one C-STORE request per instance (PS3.7 Table 9.3-1)."""
     step = longest - 6
     for number, (instance, image) in enumerate(wanted):
