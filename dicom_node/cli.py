@@ -94,8 +94,31 @@ def demo(
 
 @app.command()
 @explained
+def chaos(
+    studies: Annotated[int, typer.Option(help="Studies that scanners push.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed deals the same blows.")] = 1,
+    blows: Annotated[int, typer.Option(help="Kills, pauses, cuts ... in all.")] = 60,
+    home: Annotated[
+        Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
+    ] = None,
+    ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
+    patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
+    without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
+    from dicom_node.chaos.rehearse import Wish, rehearse
+
+    wish = Wish(studies, seed, blows, home, ledger, patience, frozenset(without or ()))
+    if not rehearse(wish, console, json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node import notify
     from dicom_node.logs import configure
     from dicom_node.supervise import supervised
 
@@ -103,9 +126,11 @@ def up() -> None:
     stop = _until_told()
     node = supervised(settings(), _State.config)
     node.start()
+    notify.ready()
     try:
         node.run(stop)
     finally:
+        notify.stopping()
         node.stop()
 
 
@@ -115,15 +140,17 @@ def receive() -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
+    from dicom_node.notify import Signs
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
     configure()
     stop, wanted = _until_told(), settings()
-    spool = Spool(wanted.home, wanted.reserve_mib << 20)
-    receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
+    spool = Spool(wanted.home, wanted.reserve_mib << 20, wanted.durability)
+    ledger = Ledger(wanted.ledger_url)
+    receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    stop.wait()
+    Signs(ledger, "receive", wanted.sign_seconds).until(stop, "listening")
     receiver.stop()
 
 
@@ -139,8 +166,7 @@ def watch() -> None:
 
     configure()
     stop, wanted = _until_told(), settings()
-    Spool(wanted.home)
-    run(wanted, Ledger(wanted.ledger_url), Bell(connect(wanted)), stop)
+    run(wanted, Ledger(wanted.ledger_url), Bell(connect(wanted)), Spool(wanted.home), stop)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -150,7 +176,7 @@ def worker(context: typer.Context) -> None:
     import os
 
     from dicom_node.settings import CONFIG_VARIABLE
-    from dicom_node.tasks import run_worker
+    from dicom_node.worker import run_worker
 
     if _State.config:
         os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
@@ -213,11 +239,13 @@ def status(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
 ) -> None:
     """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.health import findings
     from dicom_node.ledger import Ledger
-    from dicom_node.status import overview, story
+    from dicom_node.status import health, overview, story
 
-    ledger = Ledger(settings().ledger_url)
-    for part in story(ledger, study) if study else overview(ledger):
+    wanted = settings()
+    ledger = Ledger(wanted.ledger_url)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
         console.print(part)
 
 
@@ -249,6 +277,22 @@ def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> 
     if not Ledger(settings().ledger_url).retry_study(study):
         raise Quarantine(f"{study}: no such study is quarantined or unlabelled; see `dicom-node status`")
     console.print("queued again")
+
+
+@app.command()
+@explained
+def complete(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
+    """Say that a study has all its images; it is labelled without waiting any longer."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    ledger = Ledger(settings().ledger_url)
+    row = ledger.study(study)
+    if row is None:
+        raise Quarantine(f"{study}: never received here; see `dicom-node status`")
+    if not ledger.complete(row, "a person's word"):
+        raise Quarantine(f"{study}: is {row.state} or has just grown; see `dicom-node status {study}`")
+    console.print(f"{row.instances} images, queued")
 
 
 @app.command()

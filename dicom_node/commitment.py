@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -156,6 +155,8 @@ class Commitments:
         if not is_uid(str(request.get("TransactionUID", ""))) or not request.get("ReferencedSOPSequence"):
             log.error("storage commitment refused", peer=peer.name, reason="no transaction or no objects named")
             return PROCESSING_FAILURE, None
+        named = [str(item.ReferencedSOPInstanceUID) for item in request.ReferencedSOPSequence]
+        self.ledger.holdings.promise(named)  # from here on no purge takes away what is found below
         answer = judged(request, self._held)
         uid = derived("commitment", peer.name, str(request.TransactionUID))
         self.ledger.deliveries.owe_commitment(uid, self.spool.store_report(uid, as_file(answer, uid)), peer.name)
@@ -183,7 +184,8 @@ class Commitments:
 
     def _held(self, sop_instance_uid: str) -> str | None:
         found = self.ledger.instance(sop_instance_uid)
-        return found.sop_class_uid if found is not None and Path(found.path).exists() else None
+        here = found is not None and not found.absent and found.path.exists()
+        return found.sop_class_uid if found is not None and here else None
 
 
 def failures_of(answer: Dataset) -> Mapping[str, str]:

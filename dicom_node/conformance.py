@@ -15,10 +15,11 @@ from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import Refused
 from dicom_node.gate import TEMPLATE
-from dicom_node.receive import DECODABLE, MAXIMUM_PDU, NOT_AUTHORISED
+from dicom_node.receive import DECODABLE
 from dicom_node.send import STORED, WANTED
 from dicom_node.settings import Settings
 from dicom_node.study import REPORT_CLASSES
+from dicom_node.wire import MAXIMUM_PDU
 from labeler.vocabulary import Vocabulary, vocabulary
 
 _CHAPTERS = """\
@@ -217,7 +218,6 @@ def _order(uid: str) -> list[int]:
 
 def _statuses() -> Iterator[tuple[str, str]]:
     yield "0x0000", "the object would survive a power cut and stands in the ledger"
-    yield f"0x{NOT_AUTHORISED:04X}", "the peer may not push such an object"
     for error in sorted(Refused.__subclasses__(), key=lambda kind: kind.status):
         yield f"0x{error.status:04X}", (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
 

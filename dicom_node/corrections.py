@@ -105,7 +105,7 @@ def listen(
     for instance in instances:
         if instance.sop_class_uid not in AUDIT_CLASSES:
             left.append(instance)
-        elif not ledger.has_heard(instance.sop_instance_uid):
+        elif not instance.absent and not ledger.has_heard(instance.sop_instance_uid):
             notes += _heard(settings, ledger, instance)
     return left, notes
 

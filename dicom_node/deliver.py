@@ -20,7 +20,7 @@ from dicom_node.commitment import ask, tell
 from dicom_node.errors import ConfigurationError, NodeError, NotTaken, Quarantine, Retry, Stumbled
 from dicom_node.gate import evidence_of, passed, passed_sheet
 from dicom_node.ledger import Ledger
-from dicom_node.patience import pause, rest
+from dicom_node.patience import delivery_lease, pause, rest
 from dicom_node.rendition import rendition
 from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
@@ -44,6 +44,8 @@ class Deliverer:
     def __init__(self, settings: Settings, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.ledger, self.clock = settings, ledger, clock
         self.caller = Caller(settings)
+        #: Set when this process is to end: no turn goes on.
+        self.draining = False
 
     def work_off(self, destination: str, first: str, seconds: float = _TURN) -> None:
         """Deliver a report, then whatever else is due to its destination, until nothing is or its turn is over.
@@ -52,7 +54,7 @@ class Deliverer:
         """
         until = self.clock() + seconds
         self.deliver(first, destination)
-        while self.clock() < until and self.deliver(None, destination) is not None:
+        while not self.draining and self.clock() < until and self.deliver(None, destination) is not None:
             pass
 
     def deliver(self, report_uid: str | None, destination: str) -> Delivery | None:
@@ -76,7 +78,7 @@ class Deliverer:
 
     def _claimed(self, report_uid: str | None, destination: str) -> DueDelivery | None:
         parallel = next((peer.parallel for peer in self.settings.peers if peer.name == destination), 1)
-        lease = max(60.0, self.settings.lease_seconds)
+        lease = delivery_lease(self.settings.lease_seconds)
         return self.ledger.deliveries.claim(destination, lease, parallel, report_uid)
 
     def _postponed(self, due: DueDelivery, reason: NodeError, told: str = "", sent_uid: str = "") -> Delivery:
@@ -117,6 +119,10 @@ class Deliverer:
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
+        if not due.path.exists():
+            raise Quarantine(
+                f"{due.path}: the file is gone; where its images are here, a receiver's start makes it again"
+            )
         if due.kind == Kind.COMMITMENT:
             return tell(peer, self.caller, dcmread(due.path))
         if peer.check_patient:

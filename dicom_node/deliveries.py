@@ -14,7 +14,7 @@ from sqlalchemy import Row, and_, func, select, true, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.destinations import Destinations
-from dicom_node.schema import Store, delivery, report, study
+from dicom_node.schema import Store, delivery, lock_study, report, study
 from dicom_node.study import DONE, OPEN, Delivery, DueDelivery, Kind, State, WrittenReport
 
 #: Seconds before what an archive did not answer for is sent again, at most.
@@ -211,7 +211,8 @@ class Deliveries:
 
 
 def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None:
-    """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand."""
+    """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand; two last ones wait for each other."""
+    lock_study(connection, study_uid)
     states = states_of(connection, study_uid)
     reported = and_(study.c.study_uid == study_uid, study.c.state == State.REPORTED)
     if states <= DONE:

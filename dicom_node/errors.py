@@ -3,13 +3,16 @@
 NodeError
 ├── ConfigurationError   nothing starts; the message names the line and what would be right
 ├── Refused              the peer gets a DIMSE status and keeps its object
+│   ├── NotAuthorised        0x0124: the peer may not push such an object
 │   ├── OutOfResources       0xA700: no room; the peer may send again later
 │   ├── IdentityMismatch     0xA900: the data set is not the object that the command announced
 │   └── NotUnderstood        0xC000: no study or instance to file it under
+├── CutOff               the connection ends: the peer broke the protocol or a bound
 ├── Retry                tried again after a pause, by itself
 │   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
+├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
 """
 
@@ -38,6 +41,13 @@ class Refused(NodeError):
     status = 0xC000
 
 
+class NotAuthorised(Refused):
+    """The peer may not push such an object."""
+
+    #: PS3.7 C.5.7.
+    status = 0x0124
+
+
 class OutOfResources(Refused):
     """No room for the object."""
 
@@ -56,6 +66,10 @@ class NotUnderstood(Refused):
     status = 0xC000
 
 
+class CutOff(NodeError):
+    """The peer broke the protocol or a bound; its connection ends."""
+
+
 class Retry(NodeError):
     """It did not work now; it will be tried again."""
 
@@ -70,6 +84,10 @@ class Quarantine(NodeError):
 
 class NotTaken(Quarantine):
     """The peer takes no objects of this SOP class."""
+
+
+class HandedBack(NodeError):
+    """The work is handed back; nothing has failed."""
 
 
 class Superseded(NodeError):

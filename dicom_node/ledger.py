@@ -11,19 +11,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, or_, select, update
+from sqlalchemy import Row, Select, and_, delete, exists, func, literal, or_, select, update
 from sqlalchemy.engine import Connection
 
-from dicom_node import schema
 from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
+from dicom_node.holdings import Holdings
+from dicom_node.migrations import bring_up
+from dicom_node.performed import Performed
 from dicom_node.schema import (
     Clock,
     Store,
     delivery,
     instance,
+    lock_study,
     not_labelled,
     open_engine,
+    pulse,
     refusal,
     remark,
     report,
@@ -31,10 +35,13 @@ from dicom_node.schema import (
 )
 from dicom_node.study import (
     DONE,
+    FILES_GONE,
+    Absent,
     Instance,
     Kind,
     Lease,
     NotLabelled,
+    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -49,29 +56,37 @@ class Ledger:
     def __init__(self, url: str, clock: Clock = time.time) -> None:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
-        self.deliveries = Deliveries(self.store)
-        schema.metadata.create_all(self.engine)
+        self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
+        self.performed = Performed(self.store)
+        bring_up(self.engine)
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
     def add_instance(self, new: Instance) -> bool:
-        """Enter an object; False when it stands here already. A new image of a study reopens it.
+        """Enter an object; False when it stands here already. A new image of a study reopens it, as does one whose file
+        had left the spool.
 
         An object whose UID came before with other bytes is kept and reported, and changes nothing else.
         """
-        values = {**new.__dict__, "path": str(new.path)}
+        named = instance.alias()
+        other = exists().where(named.c.sop_instance_uid == new.sop_instance_uid, named.c.digest != new.digest)
+        values = {**new.__dict__, "path": str(new.path), "conflict": or_(literal(new.conflict), other)}
         with self.engine.begin() as connection:
             entry = self.store.insert(instance).values(values).on_conflict_do_nothing()
-            if connection.execute(entry.returning(instance.c.digest)).first() is None:
-                return False
-            if new.conflict:
+            entered = connection.execute(entry.returning(instance.c.conflict)).first()
+            if entered is None:
+                returned = self.holdings.came_back(connection, new)
+                if returned:
+                    self._grow(connection, new, by=0)
+                return returned
+            if entered.conflict:
                 note = NotLabelled(new.sop_instance_uid, new.series_uid, "another object with this UID came first")
                 self._note(connection, new.study_uid, new.peer, [note])
             else:
                 self._grow(connection, new)
         return True
 
-    def _grow(self, connection: Connection, new: Instance) -> None:
+    def _grow(self, connection: Connection, new: Instance, by: int = 1) -> None:
         fresh = {
             "study_uid": new.study_uid,
             "state": State.RECEIVING,
@@ -86,18 +101,13 @@ class Ledger:
             "state": State.RECEIVING,
             "reason": "",
             "peer": new.peer,
-            "instances": study.c.instances + 1,
+            "instances": study.c.instances + by,
             "last_at": new.received_at,
             "attempts": 0,
             "next_at": 0.0,
             "fence": study.c.fence + 1,
         }
         connection.execute(statement.on_conflict_do_update(index_elements=[study.c.study_uid], set_=grown))
-
-    def known_paths(self) -> set[str]:
-        """Paths of all objects that stand here; for comparing with the spool."""
-        with self.engine.connect() as connection:
-            return set(connection.execute(select(instance.c.path)).scalars())
 
     def refuse(self, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
         """Count somebody who was not let in, or an object that was refused."""
@@ -123,9 +133,8 @@ class Ledger:
 
     def complete(self, row: StudyRow, reason: str) -> bool:
         """RECEIVING -> QUEUED, unless an image has come since `row` was read."""
-        still = and_(
-            study.c.study_uid == row.study_uid, study.c.state == State.RECEIVING, study.c.instances == row.instances
-        )
+        same = and_(study.c.instances == row.instances, study.c.last_at == row.last_at)
+        still = and_(study.c.study_uid == row.study_uid, study.c.state == State.RECEIVING, same)
         return self._change(still, state=State.QUEUED, completed_by=reason, rung_at=0.0, next_at=0.0, attempts=0)
 
     def due_studies(self, ring_again_seconds: float) -> list[str]:
@@ -135,6 +144,18 @@ class Ledger:
 
     def rung_study(self, study_uid: str) -> None:
         self._change(study.c.study_uid == study_uid, rung_at=self.clock())
+
+    # -- preparing a study that grows -------------------------------------------------------------------------------
+
+    def growing(self, ring_again_seconds: float) -> list[StudyRow]:
+        """Studies to which images are still coming and whose bell is silent."""
+        due = self.store.due(select(study.c.study_uid), study, [State.RECEIVING], ring_again_seconds)
+        return self.studies(study.c.study_uid.in_([row.study_uid for row in due])) if due else []
+
+    def prepared(self, study_uid: str, looked_at: float) -> None:
+        """All that had come of a growing study by then is prepared."""
+        growing = and_(study.c.study_uid == study_uid, study.c.state == State.RECEIVING)
+        self._change(growing, prepared_at=looked_at, rung_at=0.0)
 
     # -- working on a study ----------------------------------------------------------------------------------------
 
@@ -164,15 +185,19 @@ class Ledger:
         """LABELLING -> QUEUED where a lease has run out: its worker died or hangs."""
         now = self.clock()
         expired = and_(study.c.state == State.LABELLING, study.c.lease_until <= now)
+        again = {"state": State.QUEUED, "fence": study.c.fence + 1, "rung_at": 0.0, "reason": "a worker was lost"}
         with self.engine.begin() as connection:
-            uids = list(connection.execute(select(study.c.study_uid).where(expired)).scalars())
-            again = {"state": State.QUEUED, "fence": study.c.fence + 1, "rung_at": 0.0, "reason": "a worker was lost"}
-            connection.execute(update(study).where(and_(study.c.study_uid.in_(uids), expired)).values(again))
-        return uids
+            freed = update(study).where(expired).values(again).returning(study.c.study_uid)
+            return list(connection.execute(freed).scalars())
 
     def postpone(self, lease: Lease, reason: str, until: float) -> None:
         """LABELLING -> QUEUED, not before `until`."""
         self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+
+    def hand_back(self, lease: Lease) -> None:
+        """LABELLING -> QUEUED at once; the attempt does not count."""
+        attempts = study.c.attempts - 1
+        self._or_superseded(lease, state=State.QUEUED, attempts=attempts, next_at=0.0, lease_until=0.0, rung_at=0.0)
 
     def quarantine(self, lease: Lease, reason: str) -> None:
         """LABELLING -> QUARANTINED with its reason."""
@@ -199,6 +224,8 @@ class Ledger:
             changed = connection.execute(update(study).where(_held(lease)).values(lease_until=0.0))
             if changed.rowcount != 1:
                 raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
+            waited = and_(not_labelled.c.study_uid == lease.study_uid, not_labelled.c.reason == FILES_GONE)
+            connection.execute(delete(not_labelled).where(waited))
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
                 self._enter_report(connection, written, destinations if written.kind == Kind.REPORT else sheets_to)
@@ -272,12 +299,13 @@ class Ledger:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries."""
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
+            lock_study(connection, said.study_uid)
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
                 self._enter_report(connection, successor, destinations)
             if destinations:
-                sent = and_(study.c.study_uid == said.study_uid, study.c.state == State.SENT)
-                connection.execute(update(study).where(sent).values(state=State.REPORTED))
+                done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))
+                connection.execute(update(study).where(done).values(state=State.REPORTED))
 
     def has_heard(self, sop_instance_uid: str) -> bool:
         """Has this object been taken as a remark, or is it a report of ours?"""
@@ -289,6 +317,26 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
+
+    # -- the processes -----------------------------------------------------------------------------------------------
+
+    def enter_pulse(self, sign: Pulse) -> None:
+        """A process lives; its earlier sign is forgotten."""
+        statement = self.store.insert(pulse).values(sign.__dict__)
+        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
+        with self.engine.begin() as connection:
+            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
+
+    def pulses(self) -> list[Pulse]:
+        rows = self.rows(select(pulse).order_by(pulse.c.process))
+        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
+
+    def database_time(self) -> float | None:
+        """Seconds since the epoch by the database's own clock; None where it has none."""
+        if self.engine.dialect.name != "postgresql":
+            return None
+        with self.engine.connect() as connection:
+            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -306,7 +354,8 @@ class Ledger:
 
     def instances(self, study_uid: str) -> list[Instance]:
         """All objects of a study, in the order of their coming."""
-        statement = select(instance).where(instance.c.study_uid == study_uid).order_by(instance.c.received_at)
+        statement = select(instance).where(instance.c.study_uid == study_uid)
+        statement = statement.order_by(instance.c.received_at, instance.c.sop_instance_uid)
         with self.engine.connect() as connection:
             rows = connection.execute(statement).mappings().all()
         return [_instance(row) for row in rows]
@@ -347,6 +396,19 @@ class Ledger:
         wanted = and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == "")
         return self._one_report(wanted)
 
+    def earlier(self, source_series_uid: str, report_uid: str) -> list[WrittenReport]:
+        """The reports on a series that this one succeeds, or will, the oldest first."""
+        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.kind == Kind.REPORT)
+        with self.engine.connect() as connection:
+            rows = connection.execute(select(report).where(wanted).order_by(report.c.created_at)).mappings().all()
+        before = {row["superseded_by"]: row for row in rows}
+        uid = report_uid if any(row["sop_instance_uid"] == report_uid for row in rows) else ""
+        chain: list[WrittenReport] = []
+        while (row := before.get(uid)) is not None:
+            chain.insert(0, _written(row))
+            uid = row["sop_instance_uid"]
+        return chain
+
     def reports(self, study_uid: str) -> list[WrittenReport]:
         """All reports on a study, the oldest first."""
         wanted = and_(report.c.study_uid == study_uid, report.c.kind == Kind.REPORT)
@@ -370,7 +432,7 @@ def _held(lease: Lease) -> Any:
 
 
 def _instance(row: Any) -> Instance:
-    return Instance(**{**row, "path": Path(row["path"])})
+    return Instance(**{**row, "path": Path(row["path"]), "absent": Absent(row["absent"])})
 
 
 def _written(row: Any) -> WrittenReport:

@@ -1,4 +1,4 @@
-"""A study's work: open -> label -> report -> settle.
+"""A study's work: prepare while it grows; open -> label -> report -> settle.
 
 It takes an id, claims a lease in the ledger and may run twice: the second run finds nothing to do, or is overtaken and
 leaves no trace. Alone in importing the labeler (with `report`, for the types of its answer).
@@ -11,27 +11,32 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydicom import dcmread
 from pydicom.dataset import Dataset
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
 from dicom_node.corrections import listen
-from dicom_node.errors import Quarantine, Superseded
+from dicom_node.errors import HandedBack, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.patience import pause
+from dicom_node.peek import peek
+from dicom_node.planes import Planes
+from dicom_node.reading import Reader, remembered
 from dicom_node.settings import Settings
 from dicom_node.sheet import best_planes, sheet_of, sheet_uid
 from dicom_node.spool import Spool
 from dicom_node.study import (
+    FILES_GONE,
     Instance,
     Kind,
     Lease,
@@ -40,7 +45,9 @@ from dicom_node.study import (
     WrittenReport,
 )
 from dicom_node.uids import content_of, report_uid
+from labeler.dicom import Read, series_of
 from labeler.errors import LabelerError
+from labeler.sandbox import Bounds, shared_sandbox
 from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -49,6 +56,9 @@ if TYPE_CHECKING:
     from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
+
+#: Seconds that preparing one study may keep the others waiting.
+_TURN_SECONDS = 5.0
 
 
 @dataclass
@@ -60,13 +70,72 @@ class Pipeline:
     spool: Spool
     load_labeler: Callable[[], Labeler]
     clock: Callable[[], float] = time.time
+    #: Is somebody at the door? Then preparing makes room.
+    pressed: Callable[[], bool] = lambda: False
     _labeler: Labeler | None = field(default=None, init=False)
+    _drained_at: float | None = field(default=None, init=False)
 
     @property
     def labeler(self) -> Labeler:
         if self._labeler is None:
             self._labeler = self.load_labeler()
         return self._labeler
+
+    @property
+    def planes(self) -> Planes:
+        return Planes(self.settings.home, self.settings.planes_mib << 20)
+
+    @property
+    def _reader(self) -> Reader:
+        wanted, spec = self.settings, self.labeler.spec
+        sandbox = shared_sandbox(spec.canvas, wanted.decoders, Bounds(wanted.decode_seconds, wanted.decode_mib))
+        return Reader(self.planes, sandbox, spec.sha256)
+
+    def drain(self) -> None:
+        """The process is to end: what is not finished in time is handed back. Called from a signal handler."""
+        self._drained_at = time.monotonic() + self.settings.drain_seconds
+
+    def _may_go_on(self, lost: threading.Event) -> None:
+        if lost.is_set():
+            raise Superseded("the lease is lost, to another worker or a late image")
+        if self._drained_at is not None and time.monotonic() > self._drained_at:
+            raise HandedBack
+
+    # -- preparing -------------------------------------------------------------------------------------------------
+
+    def prepare(self, study_uid: str) -> bool:
+        """Decode what has come of a growing study, and score its series that have long been silent.
+
+        False when there is more to do, and others are to have their turn first.
+        """
+        began, row = self.clock(), self.ledger.study(study_uid)
+        if row is None or row.state != State.RECEIVING or not self.planes.has_room():
+            return True
+        taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
+        fresh = [series for series in _by_series(taken) if not self._known_of(series)]
+        if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
+            return False
+        settled_before = began - self.settings.settled_after(row.peer)
+        for series in fresh:
+            if max(instance.received_at for instance in series) < settled_before and not self._scored_ahead(series):
+                return False
+        self.ledger.prepared(study_uid, began)
+        return True
+
+    def _scored_ahead(self, instances: Sequence[Instance]) -> bool:
+        """Leave the scores of a series in the cache; False when it was interrupted, and goes on there next time."""
+
+        def make_room(_: int) -> None:
+            if self.pressed() or self._drained_at is not None:
+                raise HandedBack
+
+        score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=True)
+        try:
+            for series in series_of(self._reader.read(_by_path(instances))):
+                self.labeler.label(series, make_room, score=score)
+        except HandedBack:
+            return False
+        return True
 
     # -- labelling -------------------------------------------------------------------------------------------------
 
@@ -77,17 +146,23 @@ class Pipeline:
             return None
         started = self.clock()
         try:
-            with self._kept(lease):
-                state = self._work(lease)
+            with self._kept(lease) as lost:
+                state = self._work(lease, partial(self._may_go_on, lost))
         except Superseded as overtaken:
             log.info("overtaken", study_uid=study_uid, reason=str(overtaken))
             return None
+        except HandedBack:
+            self.ledger.hand_back(lease)
+            log.info("handed back; this process is to end", study_uid=study_uid)
+            return State.QUEUED
         except Quarantine as reason:
             self.ledger.quarantine(lease, str(reason))
+            self.planes.drop(study_uid)
             log.error("quarantined", study_uid=study_uid, reason=str(reason))
             return State.QUARANTINED
         except Exception as error:  # the edge: whatever a study makes fail is the study's, not the worker's
             return self._failed(lease, error)
+        self.planes.drop(study_uid)
         log.info("labelled", study_uid=study_uid, state=state, seconds=round(self.clock() - started, 2))
         return state
 
@@ -96,11 +171,12 @@ class Pipeline:
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
             self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}")
+            self.planes.drop(lease.study_uid)
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
         return State.QUEUED
 
-    def _work(self, lease: Lease) -> State:
+    def _work(self, lease: Lease, may_go_on: Callable[[], None]) -> State:
         if lease.attempt > self.settings.attempts:
             raise Quarantine(
                 f"{lease.attempt - 1} workers were lost on this study; look at its images, then "
@@ -119,21 +195,24 @@ class Pipeline:
             raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
         written: list[WrittenReport] = []
         for series in by_series:
-            made, left_out = self._series(series)
+            made, left_out = self._series(series, may_go_on)
             notes += left_out
             written += made
         receivers = self.settings.receivers_of_reports
         sheets_to = [peer.name for peer in receivers if peer.sheet]
         return self.ledger.settle(lease, written, notes, [peer.name for peer in receivers], taken[-1].peer, sheets_to)
 
-    def _series(self, instances: Sequence[Instance]) -> tuple[list[WrittenReport], list[NotLabelled]]:
+    def _series(
+        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
+    ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
-        series_uid = instances[0].series_uid
-        content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
-        if known := self._known(report_uid(series_uid, content, self.labeler.info.fingerprint)):
+        if known := self._known_of(instances):
             return known, []
-        answer, pictures, left_out = self._answer(instances)
-        by_path = sorted(instances, key=lambda instance: instance.path)
+        series_uid, content = instances[0].series_uid, _content(instances)
+        if any(instance.absent for instance in instances):
+            return self._half(instances, content)
+        answer, pictures, left_out = self._answer(instances, may_go_on)
+        by_path = _by_path(instances)
         notes = [
             NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
             for item in left_out
@@ -160,12 +239,23 @@ class Pipeline:
         )
         return [report, *self._sheet(report, built, answer, pictures, context)], notes
 
-    def _known(self, uid: str) -> list[WrittenReport]:
-        """The report with this UID and its sheet, as far as they lie here; nothing where the report does not."""
+    def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
+        """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
+        uid = report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
         report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
-        if report is None or not report.path.exists():
-            return []
-        return [report, sheet] if sheet is not None and sheet.path.exists() else [report]
+        known = [part for part in (report, sheet) if part is not None]
+        return known if report is not None and all(part.path.exists() for part in known) else []
+
+    def _half(self, instances: Sequence[Instance], content: str) -> tuple[list[WrittenReport], list[NotLabelled]]:
+        """A series of which files have left the spool: the report on exactly these images, if there is one, stays."""
+        series_uid, study_uid = instances[0].series_uid, instances[0].study_uid
+        for report in self.ledger.reports(study_uid):
+            if (report.source_series_uid, report.content) == (series_uid, content):
+                return [report], []
+        gone = sum(bool(instance.absent) for instance in instances)
+        told = f"{gone} of {len(instances)} images are gone; push the whole series again"
+        log.error(f"not labelled: {FILES_GONE}", study_uid=study_uid, series_uid=series_uid, remedy=told)
+        return [], [NotLabelled(i.sop_instance_uid, series_uid, FILES_GONE, told) for i in instances if not i.absent]
 
     def _sheet(
         self,
@@ -185,47 +275,61 @@ class Pipeline:
             report, sop_instance_uid=uid, sop_class_uid=sop_class, path=path, predecessor=None, kind=Kind.SHEET
         )
 
-    def _answer(self, instances: Sequence[Instance]) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
+    def _answer(
+        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
+    ) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
         """Labels of one series, its best planes, and every image left out; files beyond reading stand apart."""
-        from labeler.dicom import read_dicom
 
-        read = read_dicom([instance.path for instance in instances], self.labeler.spec.canvas)
+        def checked() -> Iterator[Read]:
+            for read in self._reader.read(_by_path(instances)):
+                may_go_on()
+                yield read
+
+        read = series_of(checked())
         left_out = [item for series in read for item in series.skipped]
         series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
-        answer = self.labeler.label(series)
+        score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=False)
+        answer = self.labeler.label(series, lambda _: may_go_on(), score=score)
         return answer, best_planes(series, answer), left_out
 
     def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
-        header = dcmread(first.path, stop_before_pixels=True)
+        header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
-        current = self.ledger.current_report(instances[0].series_uid)
         context = reports.Context(header, content, finished)
-        if current is None or current.sop_instance_uid == reports.uid_of(answer, context):
+        earlier = self.ledger.earlier(instances[0].series_uid, reports.uid_of(answer, context))
+        if not earlier:
             return context
-        earlier = [
-            r for r in self.ledger.reports(instances[0].study_uid) if r.source_series_uid == instances[0].series_uid
-        ]
-        predecessor = reports.Predecessor(current.sop_class_uid, current.sop_instance_uid)
+        predecessor = reports.Predecessor(earlier[-1].sop_class_uid, earlier[-1].sop_instance_uid)
         return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
 
     @contextmanager
-    def _kept(self, lease: Lease) -> Iterator[None]:
-        """Renew the lease from a thread while the work runs; a lost lease is noticed when the work settles."""
-        done = threading.Event()
+    def _kept(self, lease: Lease) -> Iterator[threading.Event]:
+        """Renew the lease from a thread while the work runs; the event tells that it is lost."""
+        done, lost = threading.Event(), threading.Event()
 
         def renew() -> None:
             while not done.wait(self.settings.lease_seconds / 3):
-                if not self.ledger.renew(lease, self.settings.lease_seconds):
-                    return
+                with suppress(SQLAlchemyError):  # the ledger is away for a moment; the lease may outlive that
+                    if not self.ledger.renew(lease, self.settings.lease_seconds):
+                        lost.set()
+                        return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
         try:
-            yield
+            yield lost
         finally:
             done.set()
             thread.join()
+
+
+def _by_path(instances: Iterable[Instance]) -> list[Instance]:
+    return sorted(instances, key=lambda instance: instance.path)
+
+
+def _content(instances: Iterable[Instance]) -> str:
+    return content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
 
 
 def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:

@@ -211,14 +211,27 @@ def preflight(peer: Peer, caller: Caller) -> dict[UID, tuple[UID, ...]]:
 
 
 def patient_id_of(peer: Peer, caller: Caller, study_uid: str) -> str | None:
-    """Under which Patient ID a peer files a study now (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
+    """Under which Patient ID a peer files a study now; None where it has no such study. Raises as `_found` does."""
+    return _found(peer, caller, study_uid, "PatientID")
+
+
+def objects_of(peer: Peer, caller: Caller, study_uid: str) -> int:
+    """How many objects of a study a peer holds, 0 where it does not say. Raises as `_found` does."""
+    told = _found(peer, caller, study_uid, "NumberOfStudyRelatedInstances")
+    return int(told) if told and told.isdecimal() else 0
+
+
+def _found(peer: Peer, caller: Caller, study_uid: str, keyword: str) -> str | None:
+    """One attribute of a study at a peer (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
 
     Raises:
         Retry: the peer cannot be asked now.
         NotTaken: it answers no queries.
+        Quarantine: the settings give it no port.
     """
     query = Dataset()
-    query.QueryRetrieveLevel, query.StudyInstanceUID, query.PatientID = "STUDY", study_uid, ""
+    query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", study_uid
+    setattr(query, keyword, None)
     model = StudyRootQueryRetrieveInformationModelFind
 
     def work(association: Association) -> list[tuple[Dataset, Dataset | None]] | None:
@@ -230,5 +243,5 @@ def patient_id_of(peer: Peer, caller: Caller, study_uid: str) -> str | None:
         if status.Status not in (0x0000, 0xFF00, 0xFF01):
             raise Retry(f"{at(peer)}: C-FIND answered 0x{status.Status:04X}")
         if match is not None:
-            found = str(match.get("PatientID") or "").strip()
+            found = str(match.get(keyword) or "").strip()
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy import select
 from dicom_node.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
+from dicom_node.health import Finding
 from dicom_node.ledger import Ledger
 from dicom_node.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
@@ -73,6 +74,12 @@ def _ailing(ledger: Ledger) -> Iterator[Table]:
 
 def _when(seconds: float) -> str:
     return _time(seconds) if seconds else ""
+
+
+def health(found: Iterable[Finding]) -> Table:
+    """What was looked at, and what to do about it."""
+    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
+    return _table("Health", ("what", "state", "what to do"), rows)
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:

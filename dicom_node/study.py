@@ -29,18 +29,37 @@ class State(StrEnum):
     UNLABELLED = "unlabelled"
     #: A person is needed; the reason is in the ledger.
     QUARANTINED = "quarantined"
+    #: Done, and its images have left the spool; its reports stay.
+    PURGED = "purged"
 
 
-#: From each state, where a study may go. A late image leads back to RECEIVING from everywhere.
+#: From each state, where a study may go. A late image leads back to RECEIVING from everywhere, a lost report's file
+#: from REPORTED and SENT to QUEUED, a correction from SENT and PURGED to REPORTED.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED}),
     State.QUEUED: frozenset({State.LABELLING, State.QUARANTINED, State.RECEIVING}),
     State.LABELLING: frozenset({State.QUEUED, State.REPORTED, State.UNLABELLED, State.QUARANTINED, State.RECEIVING}),
-    State.REPORTED: frozenset({State.SENT, State.QUARANTINED, State.RECEIVING}),
-    State.SENT: frozenset({State.RECEIVING}),
-    State.UNLABELLED: frozenset({State.QUEUED, State.RECEIVING}),
+    State.REPORTED: frozenset({State.SENT, State.QUARANTINED, State.QUEUED, State.RECEIVING}),
+    State.SENT: frozenset({State.PURGED, State.REPORTED, State.QUEUED, State.RECEIVING}),
+    State.UNLABELLED: frozenset({State.PURGED, State.QUEUED, State.RECEIVING}),
     State.QUARANTINED: frozenset({State.QUEUED, State.REPORTED, State.RECEIVING}),
+    State.PURGED: frozenset({State.REPORTED, State.RECEIVING}),
 }
+
+
+class Absent(StrEnum):
+    """Why an object's file is not in the spool."""
+
+    #: It is.
+    HERE = ""
+    #: Removed by us when its study was done.
+    PURGED = "purged"
+    #: Somebody or something else took it.
+    MISSING = "missing"
+
+
+#: Why an image of a series without all its files is not labelled: the report would speak of half of it.
+FILES_GONE = "other images of its series have left the spool"
 
 
 class Kind(StrEnum):
@@ -90,6 +109,7 @@ class Instance:
         received_at: seconds since the epoch; the modification time of the file.
         patient_key: hash of Patient ID and its issuer; tells two patients apart without naming them.
         conflict: another object with this UID but other bytes came first; kept, not labelled.
+        absent: why the file is no longer at its path.
     """
 
     sop_instance_uid: str
@@ -106,6 +126,7 @@ class Instance:
     peer: str
     calling_ae: str
     conflict: bool = False
+    absent: Absent = Absent.HERE
 
 
 @dataclass(frozen=True)
@@ -121,6 +142,22 @@ class StudyRow:
     last_at: float
     attempts: int
     completed_by: str
+    #: When somebody last prepared all that had come; seconds since the epoch.
+    prepared_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A process's last sign of life.
+
+    Attributes:
+        process: its name, as `label@host`.
+        seen_at: seconds since the epoch, by the process's own clock.
+    """
+
+    process: str
+    doing: str
+    seen_at: float
 
 
 @dataclass(frozen=True)
@@ -169,6 +206,49 @@ class DueDelivery:
     attempt: int
     fence: int
     kind: Kind = Kind.REPORT
+
+
+class StepStatus(StrEnum):
+    """Performed Procedure Step Status (0040,0252)."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"
+
+
+@dataclass(frozen=True)
+class PerformedStep:
+    """What a scanner says of one Modality Performed Procedure Step.
+
+    Attributes:
+        peer: name of the scanner in the settings.
+        images: SOP Instance UIDs of the images that it has made.
+    """
+
+    sop_instance_uid: str
+    study_uid: str
+    peer: str
+    status: StepStatus
+    images: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Announced:
+    """What a study's performed steps say: how many images they name, how many of these are here, and is all over?"""
+
+    named: int
+    here: int
+    steps: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How many images of a study a peer said it holds, without our own reports, and when (seconds since the epoch)."""
+
+    peer: str
+    images: int
+    at: float
 
 
 class RemarkKind(StrEnum):

@@ -11,15 +11,15 @@ from rich.console import Console
 
 from dicom_node.dataset import file_header, identify
 from dicom_node.deliver import Deliverer
+from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
 from dicom_node.pipeline import Pipeline
-from dicom_node.receive import as_instance
 from dicom_node.schema import not_labelled
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Delivery, Sender, State
 from labeler.label import Labeler
-from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
+from tests.unit.dicom_node.test_spool import bytes_of
 
 LABELER = Labeler.load(device="cpu")
 
@@ -52,12 +52,12 @@ class Bench:
     def take(self, images: list[Dataset], cut: int | None = None, peer: str = "ct1") -> str:
         """What the receiver does with pushed images; `cut` keeps only so many bytes of each data set."""
         for image in images:
-            raw = bytes_of(image)[:cut]
-            identity = identify(raw, SYNTAX)
-            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, SYNTAX, "CT1")
+            raw, syntax = bytes_of(image)[:cut], str(image.file_meta.TransferSyntaxUID)
+            identity = identify(raw, syntax)
+            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, syntax, "CT1")
             stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, raw)
             self.ledger.add_instance(
-                as_instance(identity, stored, SYNTAX, identity.sop_class_uid, Sender("CT1", "h", peer))
+                as_instance(identity, stored, syntax, identity.sop_class_uid, Sender("CT1", "h", peer))
             )
         return str(images[0].StudyInstanceUID)
 

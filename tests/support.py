@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -95,6 +96,14 @@ def running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def at_once(work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]:
+    """What this function of a test module returns in so many processes, all started at the same moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    with context.Pool(len(calls)) as pool:
+        return pool.starmap(work, calls, chunksize=1)
 
 
 class Orthanc:

@@ -1,14 +1,22 @@
-"""An archive that listens, and a node in one hand that delivers to it."""
+"""An archive that listens, a node in one hand that delivers to it, and a ledger in each kind of database."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from dicom_node.demo.archive import Archive
+from dicom_node.ledger import Ledger
 from tests.parts import Bench
+from tests.support import missing
+
+POSTGRESQL = os.environ.get("TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
 
 
 @pytest.fixture
@@ -22,3 +30,48 @@ def bench(tmp_path: Path, archive: Archive) -> Iterator[Bench]:
     made = Bench(tmp_path / "home", archive.port)
     yield made
     made.ledger.engine.dispose()
+
+
+class SetClock:
+    """Seconds since the epoch, as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """URL of an empty PostgreSQL database, dropped afterwards."""
+    server, name = create_engine(POSTGRESQL, isolation_level="AUTOCOMMIT"), f"test_{uuid4().hex[:12]}"
+    try:
+        with server.connect() as connection:
+            connection.execute(text(f"create database {name}"))
+    except OperationalError as error:
+        missing(f"PostgreSQL: {error}")
+    yield POSTGRESQL.rsplit("/", 1)[0] + f"/{name}"
+    with server.connect() as connection:
+        connection.execute(text(f"drop database {name} with (force)"))
+    server.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database, of each kind in turn."""
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgresql"))
+    return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
+@pytest.fixture
+def ledger(database: str, clock: SetClock) -> Iterator[Ledger]:
+    made = Ledger(database, clock)
+    yield made
+    made.engine.dispose()

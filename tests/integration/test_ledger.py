@@ -2,56 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import OperationalError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger
 from dicom_node.study import Delivery, Instance, NotLabelled, State, WrittenReport
-
-POSTGRESQL = os.environ.get("TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    if request.param == "sqlite":
-        yield Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock)
-        return
-    server = create_engine(POSTGRESQL, isolation_level="AUTOCOMMIT")
-    name = f"test_{uuid4().hex[:12]}"
-    try:
-        with server.connect() as connection:
-            connection.execute(text(f"create database {name}"))
-    except OperationalError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"no PostgreSQL: {error}")
-        pytest.skip("no PostgreSQL")
-    made = Ledger(POSTGRESQL.rsplit("/", 1)[0] + f"/{name}", clock)
-    yield made
-    made.engine.dispose()
-    with server.connect() as connection:
-        connection.execute(text(f"drop database {name} with (force)"))
-    server.dispose()
+from tests.integration.conftest import SetClock
 
 
 def an_instance(number: int = 1, study: str = "1.2", at: float = 1000.0, **changes: object) -> Instance:
@@ -127,7 +86,7 @@ def test_one_of_many_workers_gets_the_lease(ledger: Ledger) -> None:
     assert len([lease for lease in found if lease is not None]) == 1
 
 
-def test_an_overtaken_worker_writes_nothing(ledger: Ledger, clock: Clock) -> None:
+def test_an_overtaken_worker_writes_nothing(ledger: Ledger, clock: SetClock) -> None:
     queued(ledger)
     slow = ledger.claim("1.2", 30)
     assert slow is not None
@@ -164,7 +123,7 @@ def test_settling_twice_reports_once(ledger: Ledger) -> None:
     assert len(ledger.deliveries.due(30)) == 1
 
 
-def test_a_lease_that_is_renewed_does_not_expire(ledger: Ledger, clock: Clock) -> None:
+def test_a_lease_that_is_renewed_does_not_expire(ledger: Ledger, clock: SetClock) -> None:
     queued(ledger)
     lease = ledger.claim("1.2", 30)
     assert lease is not None
@@ -174,7 +133,7 @@ def test_a_lease_that_is_renewed_does_not_expire(ledger: Ledger, clock: Clock) -
     assert ledger.release_expired() == []
 
 
-def test_bells_ring_once_and_again_after_silence(ledger: Ledger, clock: Clock) -> None:
+def test_bells_ring_once_and_again_after_silence(ledger: Ledger, clock: SetClock) -> None:
     queued(ledger)
     assert ledger.due_studies(30) == ["1.2"]
     ledger.rung_study("1.2")
@@ -183,7 +142,7 @@ def test_bells_ring_once_and_again_after_silence(ledger: Ledger, clock: Clock) -
     assert ledger.due_studies(30) == ["1.2"]
 
 
-def test_a_postponed_study_waits_and_then_is_due(ledger: Ledger, clock: Clock) -> None:
+def test_a_postponed_study_waits_and_then_is_due(ledger: Ledger, clock: SetClock) -> None:
     queued(ledger)
     lease = ledger.claim("1.2", 30)
     assert lease is not None
@@ -226,7 +185,7 @@ def test_a_failed_delivery_needs_a_person_and_can_be_retried(ledger: Ledger) -> 
     assert not ledger.retry_study("1.2")
 
 
-def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: Clock) -> None:
+def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: SetClock) -> None:
     queued(ledger)
     lease = ledger.claim("1.2", 30)
     assert lease is not None

@@ -117,7 +117,7 @@ def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -
     class Broken:
         spec, info = LABELER.spec, LABELER.info
 
-        def label(self, _: object) -> object:
+        def label(self, *_: object, **__: object) -> object:
             raise RuntimeError("CUDA out of memory for DOE^JOHN")
 
     bench.pipeline._labeler = Broken()  # type: ignore[assignment]

@@ -1,0 +1,68 @@
+"""Images leave the spool when nobody needs them here: their reports are proven delivered, and retention has passed.
+
+When the disk runs low, sent studies go before their time, the oldest first, so that scanners are not turned away. What
+is unsent, quarantined or still to be decided never goes, and reports stay for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from dicom_node.ledger import Ledger
+from dicom_node.settings import Settings
+from dicom_node.spool import Spool
+
+log = structlog.get_logger("purge")
+
+_DAY = 86400.0
+#: Seconds after a step of the clock in which nothing goes for its age: a day to set a wrong clock right.
+_DOUBT = _DAY
+
+
+class Purger:
+    """Makes room; `steady_since` tells from when the clock can be trusted, seconds since the epoch."""
+
+    def __init__(
+        self, settings: Settings, ledger: Ledger, spool: Spool, steady_since: Callable[[], float] = lambda: 0.0
+    ) -> None:
+        self.settings, self.ledger, self.spool, self.steady_since = settings, ledger, spool, steady_since
+        self._full = False
+
+    def purge(self) -> int:
+        """One pass; returns how many studies lost their files."""
+        now = self.ledger.clock()
+        kept_since = now - self.settings.retention_days * _DAY
+        aged = 0
+        if now - self.steady_since() >= _DOUBT:
+            aged = sum(self._study(uid, kept_since, early=False) for uid in self.ledger.holdings.purgeable(kept_since))
+        return aged + self._make_room(kept_since)
+
+    def _make_room(self, kept_since: float) -> int:
+        wanted = (self.settings.reserve_mib + self.settings.purge_margin_mib) << 20
+        purged = 0
+        while (free := self.spool.free()) < wanted:
+            studies = self.ledger.holdings.purgeable(kept_since, early=True, limit=1)
+            if not studies or not self._study(studies[0], kept_since, early=True):
+                self._complain(free)
+                return purged
+            purged += 1
+        self._full = False
+        return purged
+
+    def _study(self, study_uid: str, kept_since: float, early: bool) -> bool:
+        gone = self.ledger.holdings.purge(study_uid, kept_since, early, self.spool.remove)
+        if gone is not None:
+            log.info("purged", study_uid=study_uid, files=gone.files, mib=gone.bytes >> 20, before_its_time=early)
+        return gone is not None
+
+    def _complain(self, free: int) -> None:
+        if not self._full:
+            log.error(
+                "the disk runs low and no study may be purged",
+                free_mib=free >> 20,
+                pushes_refused_below_mib=self.settings.reserve_mib,
+                remedy="make room; or see `dicom-node status` for studies that wait for a person or for an archive",
+            )
+        self._full = True
