@@ -88,6 +88,7 @@ class Guard:
 
     def _shut_down(self, **_: Any) -> None:
         self._stop.set()
+        hang_up()
 
     def _watch(self) -> None:
         bell, every = Bell(app), self.settings.sign_seconds
