@@ -100,6 +100,12 @@ def _deliverer() -> Deliverer:
     return open_deliverer(load_settings())
 
 
+def hang_up() -> None:
+    """Release the associations that this process keeps open."""
+    if _deliverer.cache_info().currsize:
+        _deliverer().caller.close()
+
+
 @app.task(name="dicom_node.label_study")
 def label_study(study_uid: str) -> None:
     """Label one study; its reports go on their way at once."""
@@ -113,8 +119,8 @@ def label_study(study_uid: str) -> None:
 
 @app.task(name="dicom_node.deliver")
 def deliver(report_uid: str, destination: str) -> None:
-    """Send one report to one destination."""
-    _deliverer().deliver(report_uid, destination)
+    """Send one report to one destination, and what else waits for it."""
+    _deliverer().work_off(destination, report_uid)
 
 
 class Bell:

@@ -29,6 +29,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), 1).close()
+    return True
+
+
 def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2) -> T:
     """The first truthy value of `check`; an assertion error of its last failure when time is up."""
     deadline = time.monotonic() + seconds
@@ -45,7 +50,7 @@ def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2
 
 def needs(*programs: str) -> None:
     """A missing server skips at the desk and fails in CI."""
-    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
+    absent = [name for name in programs if shutil.which(name, path=path_of()) is None]
     if absent:
         missing(", ".join(absent))
 
@@ -56,7 +61,7 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"not installed: {what}")
 
 
-def _path() -> str:
+def path_of() -> str:
     """The system's programs before any Python environment's: pynetdicom installs an `echoscu` and `storescu` too."""
     own = str(Path(sys.executable).parent)
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", own]
@@ -66,7 +71,7 @@ def _path() -> str:
 def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command-line tool and return what it printed."""
     needs(name)
-    program = shutil.which(name, path=_path())
+    program = shutil.which(name, path=path_of())
     command = [str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, errors="replace")
 
@@ -100,8 +105,9 @@ def at_once(work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]
 class Orthanc:
     """Debian's Orthanc as the hospital's PACS, asked by REST."""
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
-        self.folder, self.ae_title, self.plugins = folder, "ORTHANC", plugins
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), **options: object) -> None:
+        """`options` are Orthanc's own, over the usual ones."""
+        self.folder, self.ae_title, self.plugins, self.options = folder, "ORTHANC", plugins, options
         self.dicom_port, self.http_port = free_port(), free_port()
 
     @property
@@ -126,10 +132,11 @@ class Orthanc:
                     "AuthenticationEnabled": False,
                     "DicomAlwaysAllowStore": True,
                     "Plugins": list(self.plugins),
+                    **self.options,
                 }
             )
         )
-        program = shutil.which("Orthanc", path=_path())
+        program = shutil.which("Orthanc", path=path_of())
         with running([str(program), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
             eventually(lambda: self.get("/system"), 30)
             yield self
