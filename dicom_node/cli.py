@@ -103,7 +103,9 @@ def chaos(
     ] = None,
     ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
     pacs: Annotated[str, typer.Option(help="archive (the demo's) or orthanc (where it is installed).")] = "archive",
-    patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
+    patience: Annotated[
+        float, typer.Option(help="Seconds in which, after the last blow, a study must come to its end.")
+    ] = 120.0,
     without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:

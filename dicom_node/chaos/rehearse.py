@@ -41,7 +41,7 @@ class Wish:
     Attributes:
         ledger: sqlite, postgresql or auto.
         pacs: archive or orthanc.
-        patience: seconds for what is left when the last blow has fallen.
+        patience: seconds in which, after the last blow, at least one study must come to its end.
         without: means that are left out, as `plan.Means` names them.
     """
 
@@ -51,7 +51,7 @@ class Wish:
     home: Path | None = None
     ledger: str = "auto"
     pacs: str = "archive"
-    patience: float = 180.0
+    patience: float = 120.0
     without: frozenset[str] = frozenset()
 
 
@@ -142,13 +142,15 @@ class Rehearsal:
             time.sleep(min(_LOOK, left))
 
     def _drain(self, scanners: Sequence[Scanners], patience: float, live: Live, ledger: Ledger) -> None:
-        """Peace, until all is settled or patience ends."""
-        began = time.monotonic()
-
-        def done() -> bool:
-            return self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners)
-
-        self._until(done, patience, live, ledger)
+        """Peace, until all is settled, or for `patience` seconds nothing more comes to its end."""
+        began = last = time.monotonic()
+        most = 0
+        while time.monotonic() - last < patience:
+            self._pass(_LOOK, live, ledger)
+            if self._settled > most:
+                most, last = self._settled, time.monotonic()
+            if self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners):
+                break
         self.drain_seconds = time.monotonic() - began
 
     def _until(self, condition: Callable[[], bool], seconds: float, live: Live, ledger: Ledger) -> None:
