@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.amend import Change, Verifier, amended
 from dicom_node.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.errors import Quarantine
-from dicom_node.gate import inspected
+from dicom_node.gate import inspected, passed_rejection
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
+from dicom_node.rejection import rejection_of
 from dicom_node.report import encode
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
-from dicom_node.study import Instance, NotLabelled, Remark, RemarkKind, WrittenReport
+from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
 from labeler.slices import Source
 from labeler.sr import ReportedLabels, read_report
 from labeler.vocabulary import vocabulary
@@ -60,8 +62,31 @@ def amend(
         uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
     )
     destinations = [peer.name for peer in settings.receivers_of_reports]
-    ledger.enter_remark(correction(made, report, words), path, written, destinations)
+    note = rejection_beside(settings, ledger, spool, written, made)
+    remark = correction(made, report, words)
+    ledger.enter_remark(remark, path, written, destinations, note, settings.receivers_of_rejections)
     return written
+
+
+def rejection_beside(
+    settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, successor: Dataset
+) -> WrittenReport | None:
+    """The note on the report that a new one supersedes, written where somebody gets notes."""
+    earlier = ledger.report(written.predecessor) if written.predecessor else None
+    if earlier is None or not earlier.path.exists() or not settings.receivers_of_rejections:
+        return None
+    rejected = dcmread(earlier.path)
+    note = passed_rejection(rejection_of(rejected, successor), rejected)
+    uid = str(note.SOPInstanceUID)
+    return replace(
+        written,
+        sop_instance_uid=uid,
+        sop_class_uid=str(note.SOPClassUID),
+        path=spool.store_report(uid, encode(note)),
+        predecessor=None,
+        summary="",
+        kind=Kind.REJECTION,
+    )
 
 
 def _current(ledger: Ledger, report_uid: str) -> WrittenReport:

@@ -13,12 +13,12 @@ from logging import ERROR, INFO
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, KeyObjectSelectionDocumentStorage
 
 from dicom_node.call import Caller
 from dicom_node.commitment import ask, tell
 from dicom_node.errors import ConfigurationError, NodeError, NotTaken, Quarantine, Retry, Stumbled
-from dicom_node.gate import evidence_of, passed, passed_sheet
+from dicom_node.gate import evidence_of, passed, passed_rejection, passed_sheet
 from dicom_node.ledger import Ledger
 from dicom_node.patience import delivery_lease, pause, rest
 from dicom_node.rendition import rendition
@@ -90,7 +90,7 @@ class Deliverer:
         return Delivery.WAITING
 
     def _given_up(self, due: DueDelivery, reason: NodeError) -> Delivery:
-        spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
+        spared = due.kind in (Kind.SHEET, Kind.REJECTION) and isinstance(reason, NotTaken)
         state = Delivery.LEFT_OUT if spared else Delivery.FAILED
         self.ledger.deliveries.settle(due, state, str(reason))
         log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=due.report_uid, reason=reason.loggable)
@@ -127,6 +127,8 @@ class Deliverer:
             self._check_patient(due, peer)
         if due.kind == Kind.SHEET and not peer.sheet:
             raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
+        if due.kind == Kind.REJECTION:
+            self._check_rejection(due, peer)
         return store(due.path, peer, self.caller, _sendable)
 
     def _lost(self, due: DueDelivery) -> Retry | Quarantine:
@@ -135,6 +137,18 @@ class Deliverer:
         if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
             return Retry(f"{due.path} was lost; the study is labelled again")
         return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
+
+    def _check_rejection(self, due: DueDelivery, peer: Peer) -> None:
+        """A note goes where the report that it rejects is stored, and after the one that supersedes it."""
+        if not peer.reject_superseded:
+            raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
+        evidence = evidence_of(dcmread(due.path))
+        for rejected in evidence:
+            if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
+                raise NotTaken(f"{peer.name} has not stored the report under its own UID; there is nothing to reject")
+            newer = self.ledger.successor_of(rejected)
+            if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
+                raise Retry(f"{peer.name} has not stored the report that supersedes this one yet")
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""
@@ -152,6 +166,8 @@ class Deliverer:
 
 def _sendable(report: Dataset, sop_class: UID) -> Dataset:
     """The report in a class that the destination takes, through the gate again: files rot, and renditions are new."""
+    if sop_class == KeyObjectSelectionDocumentStorage:
+        return passed_rejection(report, report)
     if sop_class not in REPORT_CLASSES:
         return passed_sheet(report, report)
     return passed(rendition(report, sop_class), report, evidence_of(report), vocabulary())

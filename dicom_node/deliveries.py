@@ -118,6 +118,13 @@ class Deliveries:
         path, kind = Path(row.path), Kind(row.kind)
         return DueDelivery(uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
 
+    def sent_as(self, report_uid: str, destination: str) -> str:
+        """Under which SOP Instance UID a destination has stored a report; empty where it has not."""
+        stored = delivery.c.state.in_([Delivery.SENT, Delivery.AWAITED])
+        key = and_(delivery.c.report_uid == report_uid, delivery.c.destination == destination, stored)
+        with self.store.engine.connect() as connection:
+            return str(connection.execute(select(delivery.c.sent_uid).where(key)).scalar() or "")
+
     def settle(
         self,
         due: DueDelivery,

@@ -14,7 +14,7 @@ from io import BytesIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
+from pydicom.uid import BasicTextSRStorage, KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
 
 from dicom_node.errors import Quarantine
 from dicom_node.header import safe_header
@@ -85,6 +85,8 @@ _IDENTITY = (
 )
 _TITLE, _BASIC_TITLE = "126000", "18748-4"
 _TARGET_REGION = "123014"
+#: Rejected for Quality Reasons (PS3.16 CID 7010).
+_REJECTED = "113001"
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,18 @@ def passed(report: Dataset, source: Dataset, images: Collection[str], words: Voc
     return report
 
 
+def passed_rejection(note: Dataset, source: Dataset) -> Dataset:
+    """The rejection note, when it may leave.
+
+    Args:
+        source: what patient and study must be equal to.
+    Raises:
+        Quarantine: a rule is broken; all that are, are named.
+    """
+    _stop("rejection note", _complaints_of_rejection(note, source))
+    return note
+
+
 def _stop(what: str, complaints: Iterable[str]) -> None:
     found = list(complaints)
     if found:
@@ -211,6 +225,22 @@ def _complaints_of_sheet(sheet: Dataset, source: Dataset) -> Iterator[str]:
     else:
         if shape != (sheet.get("Rows"), sheet.get("Columns"), 3):
             yield f"its pixels are {shape}"
+
+
+def _complaints_of_rejection(note: Dataset, source: Dataset) -> Iterator[str]:
+    if note.get("SOPClassUID") != KeyObjectSelectionDocumentStorage:
+        yield f"SOP class {note.get('SOPClassUID')} is no Key Object Selection's"
+    if concept_of(note) != _REJECTED:
+        yield f"its title is {concept_of(note) or 'missing'}"
+    named = {
+        str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+        for item in _items(note)
+        if item.get("ReferencedSOPSequence")
+    }
+    if len(named) != 1 or named != evidence_of(note):
+        yield f"it names {len(named)} objects, and its evidence {len(evidence_of(note))}"
+    yield from _identity(note, source)
+    yield from _uids(note)
 
 
 def _attributes(report: Dataset) -> Iterator[str]:

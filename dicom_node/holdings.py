@@ -86,7 +86,7 @@ class Holdings:
         said = exists().where(remark.c.sop_instance_uid == report.c.sop_instance_uid)
         columns = (report.c.sop_instance_uid, report.c.study_uid, report.c.path)
         repeatable = and_(~said, report.c.superseded_by == "").label("repeatable")
-        wanted = select(*columns, repeatable).where(report.c.kind != Kind.COMMITMENT)
+        wanted = select(*columns, repeatable).where(report.c.kind.in_([Kind.REPORT, Kind.SHEET]))
         lost: list[Lost] = []
         with self.store.engine.connect() as connection:
             for some in _batches(paths):

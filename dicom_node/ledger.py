@@ -196,15 +196,17 @@ class Ledger:
         destinations: Iterable[str],
         peer: str,
         sheets_to: Iterable[str] = (),
+        rejections_to: Iterable[str] = (),
     ) -> State:
         """Write down what a worker found, all at once, and start its deliveries.
 
         Args:
-            reports: with the sheets beside them.
-            destinations, sheets_to: names of the peers that get the reports and the sheets.
+            reports: with the sheets beside them and the notes that reject earlier ones.
+            destinations, sheets_to, rejections_to: names of the peers that get each.
         Raises:
             Superseded: the lease is lost or the study has grown; nothing is written.
         """
+        receivers = {Kind.REPORT: destinations, Kind.SHEET: sheets_to, Kind.REJECTION: rejections_to}
         with self.engine.begin() as connection:
             changed = connection.execute(update(study).where(_held(lease)).values(lease_until=0.0))
             if changed.rowcount != 1:
@@ -213,7 +215,7 @@ class Ledger:
             connection.execute(delete(not_labelled).where(waited))
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
-                self._enter_report(connection, written, destinations if written.kind == Kind.REPORT else sheets_to)
+                self._enter_report(connection, written, receivers[written.kind])
             state, reason = self._outcome(connection, lease.study_uid, reports, notes)
             key = study.c.study_uid == lease.study_uid
             connection.execute(update(study).where(key).values(state=state, reason=reason))
@@ -279,23 +281,36 @@ class Ledger:
     # -- people's remarks --------------------------------------------------------------------------------------------
 
     def enter_remark(
-        self, said: Remark, path: Path, successor: WrittenReport | None = None, destinations: Sequence[str] = ()
+        self,
+        said: Remark,
+        path: Path,
+        successor: WrittenReport | None = None,
+        destinations: Sequence[str] = (),
+        rejection: WrittenReport | None = None,
+        rejections_to: Sequence[str] = (),
     ) -> None:
-        """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries."""
+        """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries.
+
+        Args:
+            rejection: the note on the report that it supersedes, where somebody gets one.
+        """
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
             lock_study(connection, said.study_uid)
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
                 self._enter_report(connection, successor, destinations)
+            if rejection is not None:
+                self._enter_report(connection, rejection, rejections_to)
             if destinations:
                 done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))
                 connection.execute(update(study).where(done).values(state=State.REPORTED))
 
     def has_heard(self, sop_instance_uid: str) -> bool:
-        """Has this object been taken as a remark, or is it a report of ours?"""
+        """Has this object been taken as a remark, or is it one of ours that comes back?"""
         heard = self.rows(select(remark.c.kind).where(remark.c.sop_instance_uid == sop_instance_uid))
-        return bool(heard) or self.report_known_as(sop_instance_uid) is not None
+        ours = self.rows(select(report.c.kind).where(report.c.sop_instance_uid == sop_instance_uid))
+        return bool(heard or ours) or self.report_known_as(sop_instance_uid) is not None
 
     def remarks(self, study_uid: str | None = None) -> list[tuple[Remark, float]]:
         """Remarks on one study's reports, or on all, with the time they were heard, the latest first."""
@@ -341,6 +356,12 @@ class Ledger:
         sent = select(delivery.c.report_uid).where(delivery.c.sent_uid == sop_instance_uid)
         known = or_(report.c.sop_instance_uid == sop_instance_uid, report.c.sop_instance_uid.in_(sent))
         return self._one_report(known)
+
+    def successor_of(self, sop_instance_uid: str) -> str:
+        """The report that supersedes this one; empty where none does."""
+        wanted = select(report.c.superseded_by).where(report.c.sop_instance_uid == sop_instance_uid)
+        with self.engine.connect() as connection:
+            return str(connection.execute(wanted).scalar() or "")
 
     def is_superseded(self, report_uid: str) -> bool:
         return bool(self.rows(select(report.c.superseded_by).where(report.c.sop_instance_uid == report_uid))[0][0])

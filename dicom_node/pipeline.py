@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
-from dicom_node.corrections import listen
+from dicom_node.corrections import listen, rejection_beside
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
@@ -214,7 +214,8 @@ class Pipeline:
             written += made
         receivers = self.settings.receivers_of_reports
         sheets_to = [peer.name for peer in receivers if peer.sheet]
-        return self.ledger.settle(lease, written, notes, [peer.name for peer in receivers], taken[-1].peer, sheets_to)
+        names, rejections_to = [peer.name for peer in receivers], self.settings.receivers_of_rejections
+        return self.ledger.settle(lease, written, notes, names, taken[-1].peer, sheets_to, rejections_to)
 
     def _series(
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]
@@ -251,7 +252,9 @@ class Pipeline:
             predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
             summary=json.dumps(summary_of(answer, context)),
         )
-        return [report, *self._sheet(report, built, answer, pictures, context)], notes
+        rejection = rejection_beside(self.settings, self.ledger, self.spool, report, built)
+        beside = [*self._sheet(report, built, answer, pictures, context), *([rejection] if rejection else [])]
+        return [report, *beside], notes
 
     def _report_uid(self, instances: Sequence[Instance]) -> str:
         return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)

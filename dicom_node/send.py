@@ -17,6 +17,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -48,6 +49,7 @@ _OURS: Contexts = (
     *((sop_class, PLAIN) for sop_class in REPORT_CLASSES),
     (SecondaryCaptureImageStorage, (RLELossless,)),
     (SecondaryCaptureImageStorage, PLAIN),
+    (KeyObjectSelectionDocumentStorage, PLAIN),
 )
 
 

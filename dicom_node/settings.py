@@ -102,6 +102,8 @@ class Peer(BaseModel):
     sheet: bool = True
     #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
     counts: bool = False
+    #: Send a rejection note (IHE IOCM) for every superseded report; archives that know such notes hide what they name.
+    reject_superseded: bool = False
     #: Deliveries that may be under way to it at the same time, over all workers.
     parallel: Annotated[int, Field(ge=1)] = 2
     #: Seconds that an association to it stays open for the next object; 0: it is closed after every one.
@@ -246,6 +248,11 @@ class Settings(BaseSettings):
     @property
     def ledger_url(self) -> str:
         return self.ledger or f"sqlite:///{self.home / 'ledger.sqlite'}"
+
+    @property
+    def receivers_of_rejections(self) -> tuple[str, ...]:
+        """Names of the peers that get a note for every superseded report."""
+        return tuple(peer.name for peer in self.receivers_of_reports if peer.reject_superseded)
 
     @property
     def receivers_of_reports(self) -> tuple[Peer, ...]:

@@ -69,6 +69,8 @@ class Kind(StrEnum):
     REPORT = "report"
     #: The picture beside it, a Secondary Capture.
     SHEET = "sheet"
+    #: The note that rejects a report which has a successor.
+    REJECTION = "rejection"
     #: Our answer to a peer that asked for storage commitment.
     COMMITMENT = "commitment"
 

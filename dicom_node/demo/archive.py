@@ -11,12 +11,17 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, evt
-from pynetdicom.sop_class import Comprehensive3DSRStorage, SecondaryCaptureImageStorage, Verification
+from pynetdicom.sop_class import (
+    Comprehensive3DSRStorage,
+    KeyObjectSelectionDocumentStorage,
+    SecondaryCaptureImageStorage,
+    Verification,
+)
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicom_node.uids import is_uid
 
-_TAKEN = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
+_TAKEN = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage, KeyObjectSelectionDocumentStorage)
 
 
 class Archive:

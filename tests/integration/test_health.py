@@ -15,7 +15,8 @@ from dicom_node.status import health
 from dicom_node.study import Pulse, State
 from dicom_node.supervise import embedded_broker
 from dicom_node.tasks import Bell, connect
-from tests.integration.test_ledger import Clock, an_instance
+from tests.integration.conftest import SetClock
+from tests.integration.test_ledger import an_instance
 from tests.parts import told
 from tests.support import eventually, running
 
@@ -39,7 +40,7 @@ def a_queued_study(ledger: Ledger) -> str:
 def test_processes_that_live_are_well_and_the_others_are_named(
     settings: Settings,
     ledger: Ledger,
-    clock: Clock,
+    clock: SetClock,
 ) -> None:
     ledger.pulses.enter(Pulse("label@a", "busy for 3 s", clock.now - 3))
     ledger.pulses.enter(Pulse("watch@a", "watching", clock.now - 700))
@@ -59,7 +60,7 @@ def test_processes_that_live_are_well_and_the_others_are_named(
 def test_stuck_leases_and_backlogs_are_told_with_what_to_do(
     settings: Settings,
     ledger: Ledger,
-    clock: Clock,
+    clock: SetClock,
 ) -> None:
     uid = a_queued_study(ledger)
     assert found(settings, ledger)["waiting for labels"].remedy == ""
@@ -75,7 +76,7 @@ def test_stuck_leases_and_backlogs_are_told_with_what_to_do(
     assert uid in leases.remedy
 
 
-def test_a_clock_that_is_off_is_told(settings: Settings, ledger: Ledger, clock: Clock) -> None:
+def test_a_clock_that_is_off_is_told(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
     clock.now = time.time()
     assert all(item.remedy == "" for what, item in found(settings, ledger).items() if what.startswith("clock"))
     clock.now -= 100
@@ -95,7 +96,7 @@ def broker(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
-def test_the_brokers_clock_is_asked_too(settings: Settings, ledger: Ledger, clock: Clock, broker: str) -> None:
+def test_the_brokers_clock_is_asked_too(settings: Settings, ledger: Ledger, clock: SetClock, broker: str) -> None:
     clock.now = time.time() + 50
     asked = dict(skews(settings.model_copy(update={"broker": broker}), ledger))
     assert asked["broker"] == pytest.approx(-50, abs=2)
@@ -103,7 +104,7 @@ def test_the_brokers_clock_is_asked_too(settings: Settings, ledger: Ledger, cloc
     assert "broker" not in away
 
 
-def test_a_study_handed_back_is_queued_at_once_and_its_attempt_not_counted(ledger: Ledger, clock: Clock) -> None:
+def test_a_study_handed_back_is_queued_at_once_and_its_attempt_not_counted(ledger: Ledger, clock: SetClock) -> None:
     uid = a_queued_study(ledger)
     ledger.rung_study(uid)
     lease = ledger.claim(uid, 600)
@@ -118,7 +119,7 @@ def test_a_study_handed_back_is_queued_at_once_and_its_attempt_not_counted(ledge
     assert again.fence > lease.fence
 
 
-def test_a_growing_study_is_rung_for_once_until_somebody_has_looked(ledger: Ledger, clock: Clock) -> None:
+def test_a_growing_study_is_rung_for_once_until_somebody_has_looked(ledger: Ledger, clock: SetClock) -> None:
     ledger.add_instance(an_instance())
     assert [row.prepared_at for row in ledger.growing(30)] == [0.0]
     ledger.rung_study("1.2")

@@ -1,0 +1,91 @@
+"""Notes that reject superseded reports (IHE IOCM): valid, after the successor, only to who wants them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import KeyObjectSelectionDocumentStorage
+
+from dicom_node.amend import Change, Verifier
+from dicom_node.corrections import amend
+from dicom_node.demo.archive import Archive
+from dicom_node.gate import evidence_of
+from dicom_node.study import Delivery, State
+from tests.factories import a_series
+from tests.parts import Bench
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump
+
+
+@pytest.fixture
+def bench(tmp_path: Path, archive: Archive) -> Bench:
+    return Bench(tmp_path / "home", archive.port, reject_superseded=True)
+
+
+def a_grown_study(bench: Bench) -> str:
+    """A study whose report has been delivered and then superseded by late images."""
+    images = a_series("torso", 8, name="rejected")
+    study = bench.take(images[:6])
+    bench.label(study)
+    bench.deliver_all()
+    bench.take(images[6:])
+    bench.label(study)
+    return study
+
+
+def notes(archive: Archive) -> list[Dataset]:
+    objects = (dcmread(path) for path in archive.folder.glob("*.dcm"))
+    return [one for one in objects if one.SOPClassUID == KeyObjectSelectionDocumentStorage]
+
+
+def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    earlier, newer = bench.ledger.reports(study)
+    due = dict.fromkeys(uid for uid, _ in bench.ledger.deliveries.due(30.0))
+    (note_uid,) = due.keys() - {newer.sop_instance_uid}
+    assert bench.deliverer.deliver(note_uid, "pacs") == Delivery.WAITING
+    assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
+    bench.clock.now += 60
+    assert bench.deliver_all() == [Delivery.SENT]
+    (note,) = notes(archive)
+    assert evidence_of(note) == {earlier.sop_instance_uid}
+    assert note.ConceptNameCodeSequence[0].CodeMeaning == "Rejected for Quality Reasons"
+    (file,) = (path for path in archive.folder.glob("*.dcm") if dcmread(path).SOPInstanceUID == note.SOPInstanceUID)
+    assert errors_of_dciodvfy(file) + errors_of_dsrdump(file) == []
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT
+
+
+def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: Bench, archive: Archive) -> None:
+    study = bench.take(a_series("torso", 6, name="rejected by a person"))
+    bench.label(study)
+    bench.deliver_all()
+    (report,) = bench.ledger.reports(study)
+    when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
+    change = [Change("brain", True)]
+    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)
+    for _ in range(2):
+        bench.deliver_all()
+        bench.clock.now += 60
+    assert [evidence_of(note) for note in notes(archive)] == [{report.sop_instance_uid}]
+
+
+def test_our_own_note_that_comes_back_is_no_dispute(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    for _ in range(3):
+        bench.deliver_all()
+        bench.clock.now += 60
+    bench.take(notes(archive), peer="review")
+    bench.label(study)
+    assert bench.ledger.remarks() == []
+
+
+def test_who_wants_no_notes_gets_none(tmp_path: Path, archive: Archive) -> None:
+    bench = Bench(tmp_path / "plain", archive.port)
+    a_grown_study(bench)
+    assert bench.deliver_all() == [Delivery.SENT]
+    assert notes(archive) == []
