@@ -174,7 +174,8 @@ def _found(peer: Peer, calling_ae: str, study_uid: str, keyword: str) -> str | N
         for status, match in association.send_c_find(query, model):
             code = status.get("Status")
             if code not in (0x0000, 0xFF00, 0xFF01):
-                raise Retry(f"{at(peer)}: C-FIND answered {'nothing' if code is None else hex(code)}")
+                told = "nothing; does it know our AE title?" if code is None else hex(code)
+                raise Retry(f"{at(peer)}: C-FIND answered {told}")
             if match is not None:
                 found = str(match.get(keyword) or "").strip()
     return found
