@@ -100,9 +100,9 @@ returning Patient ID. A study that is filed there under another Patient ID than 
 
 ### 5.3 Modality Performed Procedure Step
 
-SCP, for peers that may `push`: N-CREATE and N-SET; of their attributes the Study Instance UID of the first item of the
-Scheduled Step Attributes Sequence, the Performed Procedure Step Status and the Referenced Image Sequences are kept, as a
-sign of when a study is complete. No attribute is required beyond these. There is no N-GET and no forwarding.
+SCP, for peers that may `push`: N-CREATE and N-SET. Of their attributes the Study Instance UID of the first item of the
+Scheduled Step Attributes Sequence, the Performed Procedure Step Status and the Referenced Image Sequences are kept; they
+tell when a study is complete. No attribute is required beyond these. There is no N-GET and no forwarding.
 
 {steps}
 
@@ -220,7 +220,10 @@ _OVERVIEW = [
 
 _STEP_STATUSES = [
     (f"0x{mpps.SUCCESS:04X}", "entered"),
-    (f"0x{mpps.INVALID_VALUE:04X}", "no such Performed Procedure Step Status, or a step that does not begin IN PROGRESS"),
+    (
+        f"0x{mpps.INVALID_VALUE:04X}",
+        "no such status, or a step that does not begin IN PROGRESS",
+    ),
     (f"0x{mpps.PROCESSING_FAILURE:04X}", f"the step has ended (Error ID 0x{mpps.MAY_NOT_BE_UPDATED:04X})"),
     (f"0x{mpps.DUPLICATE:04X}", "the step has begun already"),
     (f"0x{mpps.NO_SUCH_OBJECT:04X}", "no such step has begun"),
