@@ -89,8 +89,8 @@ its own; the N-EVENT-REPORT is taken on any association to our port in which the
 not committed is sent again; what is not answered for within 10 minutes, doubling up to a day, too. As SCP, for peers
 with a host and a port that may `push`: an object is committed when it is durable in the spool and known to the ledger;
 Failure Reasons {no_object} and {class_conflict}. It stays so for `retention_days` ({retention:g} by default) after the
-answer; what has left the spool is answered as not held. The N-EVENT-REPORT goes out on an association of its own, with the SCP
-role proposed, and is tried again until it is taken.
+answer; what has left the spool is answered as not held. The N-EVENT-REPORT goes out on an association of its own, with
+the SCP role proposed, and is tried again until it is taken.
 
 ### 5.2 Query
 
@@ -101,8 +101,8 @@ returning Patient ID. A study that is filed there under another Patient ID than 
 ### 5.3 Modality Performed Procedure Step
 
 SCP, for peers that may `push`: N-CREATE and N-SET. Of their attributes the Study Instance UID of the first item of the
-Scheduled Step Attributes Sequence, the Performed Procedure Step Status and the Referenced Image Sequences are kept; they
-tell when a study is complete. No attribute is required beyond these. There is no N-GET and no forwarding.
+Scheduled Step Attributes Sequence, the Performed Procedure Step Status and the Referenced Image Sequences are kept:
+they tell when a study is complete. No attribute is required beyond these. There is no N-GET and no forwarding.
 
 {steps}
 
