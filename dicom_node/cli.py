@@ -29,6 +29,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
 corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
 app.add_typer(corrections_app, name="corrections")
+deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
+app.add_typer(deliveries_app, name="deliveries")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -92,8 +94,34 @@ def demo(
 
 @app.command()
 @explained
+def chaos(
+    studies: Annotated[int, typer.Option(help="Studies that scanners push.")] = 40,
+    seed: Annotated[int, typer.Option(help="The same seed deals the same blows.")] = 1,
+    blows: Annotated[int, typer.Option(help="Kills, pauses, cuts ... in all.")] = 60,
+    home: Annotated[
+        Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
+    ] = None,
+    ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
+    pacs: Annotated[str, typer.Option(help="archive (the demo's) or orthanc (where it is installed).")] = "archive",
+    patience: Annotated[
+        float, typer.Option(help="Seconds in which, after the last blow, a study must come to its end.")
+    ] = 120.0,
+    without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
+) -> None:
+    """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
+    from dicom_node.chaos.rehearse import Wish, rehearse
+
+    wish = Wish(studies, seed, blows, home, ledger, pacs, patience, frozenset(without or ()))
+    if not rehearse(wish, console, json):
+        raise typer.Exit(1)
+
+
+@app.command()
+@explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node import notify
     from dicom_node.logs import configure
     from dicom_node.supervise import supervised
 
@@ -101,9 +129,11 @@ def up() -> None:
     stop = _until_told()
     node = supervised(settings(), _State.config)
     node.start()
+    notify.ready()
     try:
         node.run(stop)
     finally:
+        notify.stopping()
         node.stop()
 
 
@@ -113,15 +143,17 @@ def receive() -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
+    from dicom_node.notify import Signs
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
     configure()
     stop, wanted = _until_told(), settings()
-    spool = Spool(wanted.home, wanted.reserve_mib << 20)
-    receiver = Receiver(wanted, spool, Ledger(wanted.ledger_url))
+    spool = Spool(wanted.home, wanted.reserve_mib << 20, wanted.durability)
+    ledger = Ledger(wanted.ledger_url)
+    receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    stop.wait()
+    Signs(ledger, "receive", wanted.sign_seconds).until(stop, "listening")
     receiver.stop()
 
 
@@ -147,7 +179,7 @@ def worker(context: typer.Context) -> None:
     import os
 
     from dicom_node.settings import CONFIG_VARIABLE
-    from dicom_node.tasks import run_worker
+    from dicom_node.worker import run_worker
 
     if _State.config:
         os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
@@ -158,10 +190,12 @@ def worker(context: typer.Context) -> None:
 @explained
 def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """C-ECHO a peer."""
+    from dicom_node.call import Caller
     from dicom_node.send import echo as ask
 
     wanted = settings()
-    ask(wanted.peer(peer), wanted.ae_title)
+    with Caller(wanted) as caller:
+        ask(wanted.peer(peer), caller)
     console.print(f"[green]{peer} answers[/green]")
 
 
@@ -169,11 +203,13 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the setting
 @explained
 def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """Ask a peer which objects it would take, in which transfer syntaxes; no object is sent."""
+    from dicom_node.call import Caller
     from dicom_node.send import preflight as ask
     from dicom_node.status import accepted
 
     wanted = settings()
-    table, takes_reports = accepted(ask(wanted.peer(peer), wanted.ae_title), peer)
+    with Caller(wanted) as caller:
+        table, takes_reports = accepted(ask(wanted.peer(peer), caller), peer)
     console.print(table)
     if not takes_reports:
         raise typer.Exit(1)
@@ -188,13 +224,15 @@ def send(
     """C-STORE files to a peer."""
     from rich.progress import track
 
+    from dicom_node.call import Caller
     from dicom_node.send import store
 
     wanted = settings()
     to = wanted.peer(peer)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in track(files, description=f"Sending to {peer}", console=console):
-        store(file, to, wanted.ae_title)
+    with Caller(wanted) as caller:
+        for file in track(files, description=f"Sending to {peer}", console=console):
+            store(file, to, caller)
     console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
 
 
@@ -204,11 +242,13 @@ def status(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
 ) -> None:
     """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.health import findings
     from dicom_node.ledger import Ledger
-    from dicom_node.status import overview, story
+    from dicom_node.status import health, overview, story
 
-    ledger = Ledger(settings().ledger_url)
-    for part in story(ledger, study) if study else overview(ledger):
+    wanted = settings()
+    ledger = Ledger(wanted.ledger_url)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
         console.print(part)
 
 
@@ -228,6 +268,18 @@ def discrepancies(
         write_csv(found, sys.stdout)
     else:
         console.print(listed(found), counted(found), sep="\n")
+
+
+@app.command()
+@explained
+def rejections() -> None:
+    """Who knocked and was turned away, when and how often, why, and the line that would admit them."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.rejections import rejections as found
+    from dicom_node.status import turned_away
+
+    wanted = settings()
+    console.print(turned_away(found(Ledger(wanted.ledger_url), wanted)))
 
 
 @app.command()
@@ -315,6 +367,38 @@ def corrections_export(
 
     written = export(Ledger(settings().ledger_url), folder)
     console.print(f"{written} corrected series in {folder}")
+
+
+@deliveries_app.callback(invoke_without_command=True)
+@explained
+def deliveries(
+    context: typer.Context,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """List what has not arrived yet: who waits for it, since which attempt, and the answer so far."""
+    if context.invoked_subcommand is None:
+        from dicom_node.ledger import Ledger
+        from dicom_node.status import owed
+
+        for part in owed(Ledger(settings().ledger_url), failed, to):
+            console.print(part)
+
+
+@deliveries_app.command("retry")
+@explained
+def deliveries_retry(
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all, or all to one peer.")] = None,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """Try now what failed or waits; a destination that rests is tried with one delivery first."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    due = Ledger(settings().ledger_url).deliveries.retry_all(to, report)
+    if not due:
+        raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
+    console.print(f"{due} deliveries are due now")
 
 
 @config_app.command("check")

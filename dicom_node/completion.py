@@ -1,4 +1,4 @@
-"""Pure: is this study complete? (what we hold, what others say of it, when it last grew, now) -> a verdict, its reason.
+"""Pure: is this study complete, and what can be done before? (what we hold, what others say, now) -> a verdict.
 
 Whoever names the images that there are is believed at once: a scanner whose performed steps have ended, or an archive
 that holds as many as we. Silence is the fallback, always, since scanners forget to end their steps and archives hold
@@ -102,3 +102,8 @@ class Steady:
         """The same, a while later."""
         drift = (wall - self.wall) - (monotonic - self.monotonic)
         return Steady(wall, monotonic, wall if abs(drift) > _STEP else self.since)
+
+
+def to_prepare(last_at: float, prepared_at: float, settled_seconds: float) -> bool:
+    """Is there something to prepare: images since the last look, or a silence long enough to score what has come?"""
+    return prepared_at < last_at + settled_seconds

@@ -15,10 +15,11 @@ from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import Refused
 from dicom_node.gate import TEMPLATE
-from dicom_node.receive import DECODABLE, MAXIMUM_PDU, NOT_AUTHORISED
+from dicom_node.receive import DECODABLE
 from dicom_node.send import STORED, WANTED
 from dicom_node.settings import Settings
 from dicom_node.study import REPORT_CLASSES
+from dicom_node.wire import MAXIMUM_PDU
 from labeler.vocabulary import Vocabulary, vocabulary
 
 _CHAPTERS = """\
@@ -72,15 +73,21 @@ a report of ours corrects it.
 
 ## 5 Storage SCU
 
-One association per object, to each peer that may get `reports`. Of the report all its classes of the table are
+To each peer that may get `reports`, any number of objects over one association, which is released when nothing was
+sent for `idle_seconds`; at most `parallel` deliveries at a time. Of the report all its classes of the table are
 proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
 derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
 encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out.
 
 {sent}
 
-Stored: {stored}. Tried again with growing pauses: 0xA7xx, 0x0110, 0x0210, no answer, no association. All other answers
-lay the delivery aside with the archive's words.
+Stored: {stored}, other warnings, and 0x0111, since nothing but the same object has its UID. Tried again with growing
+pauses: 0xA7xx, 0x0210, 0x0213, no answer, no association; 0x0110 too, but ten times at most. All other answers lay the
+delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID. A peer that
+fails several times in a row rests, and is then tried with one object at a time.
+
+A peer with `tls = true` is called over TLS only (1.2 with ECDHE and AEAD, or 1.3), with our certificate. Its own must
+come from the CA of the settings and name the host that we call, unless `verify_names = false`.
 
 ### 5.1 Storage commitment
 
@@ -239,7 +246,6 @@ def _order(uid: str) -> list[int]:
 
 def _statuses() -> Iterator[tuple[str, str]]:
     yield "0x0000", "the object would survive a power cut and stands in the ledger"
-    yield f"0x{NOT_AUTHORISED:04X}", "the peer may not push such an object"
     for error in sorted(Refused.__subclasses__(), key=lambda kind: kind.status):
         yield f"0x{error.status:04X}", (error.__doc__ or "").strip().splitlines()[0].rstrip(".")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_CUR, BytesIO
 from pathlib import Path
+from struct import Struct
+from typing import BinaryIO
 
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filereader import read_dataset
-from pydicom.filewriter import write_file_meta_info
-from pydicom.tag import BaseTag, Tag
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from dicom_node.errors import NotUnderstood
@@ -22,18 +21,19 @@ from dicom_node.uids import derived, is_uid
 IMPLEMENTATION_CLASS_UID = derived("dicom-node", "implementation class")
 IMPLEMENTATION_VERSION = "DICOM_NODE_0_1"
 
-_WANTED = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "Modality",
-    "PatientID",
-    "IssuerOfPatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-]
-_LAST = Tag("SeriesInstanceUID")
+_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _MODALITY = 0x00080005, 0x00080016, 0x00080018, 0x00080060
+_PATIENT_ID, _ISSUER, _STUDY, _SERIES = 0x00100020, 0x00100021, 0x0020000D, 0x0020000E
+_WANTED = {_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _MODALITY, _PATIENT_ID, _ISSUER, _STUDY, _SERIES}
 #: Deflated data sets are opened only this far; the rest may be a bomb.
 _HEAD_BYTES = 1 << 20
+#: Elements looked at before Series Instance UID, those within sequences included, and bytes of a value that is kept.
+_HEAD_ELEMENTS, _VALUE_BYTES = 200_000, 4096
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_LE_SHORT, _LE_LONG, _BE_SHORT, _BE_LONG = Struct("<HH2sH"), Struct("<L"), Struct(">HH2sH"), Struct(">L")
+#: Value representations whose length has four bytes in explicit encodings (PS3.5 7.1.2).
+_LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 
 
 @dataclass(frozen=True)
@@ -48,52 +48,112 @@ class Identity:
     patient_key: str
 
 
-def identify(data_set: bytes | memoryview, transfer_syntax: str) -> Identity:
+def identify(data_set: bytes | memoryview | BinaryIO, transfer_syntax: str) -> Identity:
     """Read the identifying attributes of an encoded data set; nothing behind Series Instance UID is touched.
+
+    Time and memory are bounded whatever the bytes are: sequences are passed over without being built.
 
     Raises:
         NotUnderstood: no Study, Series or SOP Instance UID can be read.
     """
     syntax = UID(transfer_syntax)
-    head: bytes | memoryview = data_set
+    stream = BytesIO(data_set) if isinstance(data_set, bytes | memoryview) else data_set
     if syntax == DeflatedExplicitVRLittleEndian:
-        try:
-            head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(bytes(data_set), _HEAD_BYTES)
-        except zlib.error as error:
-            raise NotUnderstood(f"the deflated data set cannot be opened: {error}") from error
+        stream = BytesIO(_inflated(stream))
     known = syntax.is_transfer_syntax and not syntax.is_private
+    return _identity(dict(_elements(stream, little=not known or syntax.is_little_endian)))
+
+
+def _inflated(stream: BinaryIO) -> bytes:
+    """The first `_HEAD_BYTES` of a deflated data set (PS3.5 A.5)."""
+    inflate, head = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
     try:
-        found = read_dataset(
-            BytesIO(head),
-            is_implicit_VR=known and syntax.is_implicit_VR,
-            is_little_endian=not known or syntax.is_little_endian,
-            stop_when=_behind_series,
-            specific_tags=[Tag(name) for name in _WANTED],
-        )
-        return _identity(found)
-    except NotUnderstood:
-        raise
-    except Exception as error:  # whatever a hostile data set makes the parser raise is the sender's fault
-        raise NotUnderstood(f"the data set cannot be read: {type(error).__name__}: {error}"[:200]) from error
+        while len(head) < _HEAD_BYTES and not inflate.eof and (read := stream.read(4096)):
+            head += inflate.decompress(read, _HEAD_BYTES - len(head))
+    except zlib.error as error:
+        raise NotUnderstood(f"the deflated data set cannot be opened: {error}") from error
+    return bytes(head)
 
 
-def _behind_series(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return int(tag) > int(_LAST)
+def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
+    """(tag, value) of the wanted elements up to Series Instance UID (PS3.5 7.1, 7.5).
+
+    Whether value representations are written is seen from the bytes: some senders negotiate one and send the other.
+    """
+    depth = foreign = 0
+    first = stream.read(6)
+    stream.seek(-len(first), SEEK_CUR)
+    implicit = not _is_vr(first[4:])
+    for _ in range(_HEAD_ELEMENTS):
+        head = _element(stream, implicit or 0 < foreign <= depth, little)
+        if head is None or (depth == 0 and head[0] > _SERIES):
+            return
+        tag, vr, length = head
+        if tag == _SEQUENCE_END:
+            depth -= 1
+        elif length == _UNDEFINED and tag != _ITEM:
+            depth += 1
+            if vr == b"UN" and not 0 < foreign < depth:  # such a sequence is in Implicit VR (PS3.5 6.2.2, note 4)
+                foreign = depth
+        elif depth == 0 and tag in _WANTED:
+            value = stream.read(min(length, _VALUE_BYTES))
+            stream.seek(length - len(value), SEEK_CUR)
+            yield tag, value
+        elif length != _UNDEFINED:
+            stream.seek(length, SEEK_CUR)
+    raise NotUnderstood(f"more than {_HEAD_ELEMENTS} elements before Series Instance UID")
 
 
-def _identity(found: Dataset) -> Identity:
-    uids = {name: str(found.get(name) or "") for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")}
+def _element(stream: BinaryIO, implicit: bool, little: bool) -> tuple[int, bytes, int] | None:
+    """Tag, value representation and length of the next element; None at the end."""
+    short, long = (_LE_SHORT, _LE_LONG) if little else (_BE_SHORT, _BE_LONG)
+    head = stream.read(8)
+    if len(head) < 8:
+        return None
+    group, element, vr, length = short.unpack(head)
+    if implicit or group == 0xFFFE or not _is_vr(vr):
+        (length,) = long.unpack_from(head, 4)
+    elif vr in _LONG:
+        (length,) = long.unpack(stream.read(4).ljust(4, b"\0"))
+    return group << 16 | element, vr, length
+
+
+def _is_vr(value: bytes) -> bool:
+    return value.isalpha() and value.isupper()
+
+
+def _identity(found: dict[int, bytes]) -> Identity:
+    named = {"StudyInstanceUID": _STUDY, "SeriesInstanceUID": _SERIES, "SOPInstanceUID": _SOP_INSTANCE}
+    uids = {name: _plain(found.get(tag, b"")) for name, tag in named.items()}
     for name, value in uids.items():
         if not is_uid(value):
-            raise NotUnderstood(f"{name} is {value!r}" if value else f"{name} is absent")
+            raise NotUnderstood(f"{name} is {value[:64]!r}" if value else f"{name} is absent")
     return Identity(
-        sop_class_uid=str(found.get("SOPClassUID") or ""),
+        sop_class_uid=_plain(found.get(_SOP_CLASS, b"")),
         sop_instance_uid=uids["SOPInstanceUID"],
         study_uid=uids["StudyInstanceUID"],
         series_uid=uids["SeriesInstanceUID"],
-        modality=str(found.get("Modality") or "")[:16],
-        patient_key=patient_key(str(found.get("PatientID") or ""), str(found.get("IssuerOfPatientID") or "")),
+        modality=_plain(found.get(_MODALITY, b""))[:16],
+        patient_key=patient_key(_text(found, _PATIENT_ID), _text(found, _ISSUER)),
     )
+
+
+def _plain(value: bytes) -> str:
+    return value.decode("ascii", "replace").strip(" \0")
+
+
+def _text(found: dict[int, bytes], tag: int) -> str:
+    """A value in the data set's own character set (PS3.5 6.1)."""
+    value = found.get(tag, b"")
+    if value.isascii() and b"\\" not in value:
+        return _plain(value)
+    spoken = b"".join(
+        _short(t, b"CS" if t == _CHARACTER_SET else b"LO", found.get(t, b"")) for t in (_CHARACTER_SET, tag)
+    )
+    try:
+        return str(read_dataset(BytesIO(spoken), is_implicit_VR=False, is_little_endian=True)[tag].value)
+    except Exception as error:  # whatever a hostile value makes the decoder raise is the sender's fault
+        raise NotUnderstood(f"a patient's identifier cannot be decoded: {type(error).__name__}") from error
 
 
 def patient_key(patient_id: str, issuer: str) -> str:
@@ -103,17 +163,28 @@ def patient_key(patient_id: str, issuer: str) -> str:
 
 def file_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae: str) -> bytes:
     """Preamble and File Meta Information (PS3.10 7.1); the calling AE title goes to (0002,0016)."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
-    meta.SourceApplicationEntityTitle = calling_ae
-    buffer = BytesIO()
-    buffer.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(buffer, meta)  # type: ignore[arg-type]  # any writable buffer will do
-    return buffer.getvalue()
+    group = b"".join(
+        (
+            _META_VERSION,
+            _short(0x00020002, b"UI", sop_class_uid.encode()),
+            _short(0x00020003, b"UI", sop_instance_uid.encode()),
+            _short(0x00020010, b"UI", transfer_syntax.encode()),
+            _short(0x00020012, b"UI", IMPLEMENTATION_CLASS_UID.encode()),
+            _short(0x00020013, b"SH", IMPLEMENTATION_VERSION.encode()),
+            _short(0x00020016, b"AE", calling_ae.encode()),
+        )
+    )
+    return b"\0" * 128 + b"DICM" + _short(0x00020000, b"UL", len(group).to_bytes(4, "little")) + group
+
+
+#: File Meta Information Version (0002,0001), OB.
+_META_VERSION = bytes.fromhex("02000100 4f420000 02000000 0001")
+
+
+def _short(tag: int, vr: bytes, value: bytes) -> bytes:
+    """An element in Explicit VR Little Endian whose length has two bytes (PS3.5 7.1.2)."""
+    padded = value + (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return _LE_SHORT.pack(tag >> 16, tag & 0xFFFF, vr, len(padded)) + padded
 
 
 def read_spooled(path: Path) -> tuple[Identity, str, str]:
@@ -123,11 +194,16 @@ def read_spooled(path: Path) -> tuple[Identity, str, str]:
         NotUnderstood: not one of our files.
     """
     try:
-        meta = dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta
+        meta = read_file_meta_info(path)
         syntax = str(meta.get("TransferSyntaxUID") or ExplicitVRLittleEndian)
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(data_set_offset(file.read(144)))
+            identity = identify(file, syntax)
     except Exception as error:
         raise NotUnderstood(f"{path.name}: {error}") from error
-    offset = 144 + int.from_bytes(raw[140:144], "little")
-    calling = str(meta.get("SourceApplicationEntityTitle") or "")
-    return identify(memoryview(raw)[offset:], syntax), syntax, calling
+    return identity, syntax, str(meta.get("SourceApplicationEntityTitle") or "")
+
+
+def data_set_offset(head: bytes) -> int:
+    """Where the data set begins: after the preamble, `DICM` and the group that (0002,0000) measures (PS3.10 7.1)."""
+    return 144 + int.from_bytes(head[140:144], "little")

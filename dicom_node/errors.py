@@ -3,21 +3,31 @@
 NodeError
 ├── ConfigurationError   nothing starts; the message names the line and what would be right
 ├── Refused              the peer gets a DIMSE status and keeps its object
+│   ├── NotAuthorised        0x0124: the peer may not push such an object
 │   ├── OutOfResources       0xA700: no room; the peer may send again later
 │   ├── IdentityMismatch     0xA900: the data set is not the object that the command announced
 │   └── NotUnderstood        0xC000: no study or instance to file it under
+├── CutOff               the connection ends: the peer broke the protocol or a bound
 ├── Retry                tried again after a pause, by itself
+│   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
+├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
 """
 
 
 class NodeError(Exception):
-    """Something went wrong in the node."""
+    """Something went wrong in the node.
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
+    Args:
+        message: what happened, to whom, and what mends it.
+        words: what a peer said about it. They may name a patient, so the ledger gets them and the log does not.
+    """
+
+    def __init__(self, message: str | None = None, words: str = "") -> None:
+        self.loggable = message or (self.__doc__ or "").strip().splitlines()[0]
+        super().__init__(f"{self.loggable}: {words}" if words else self.loggable)
 
 
 class ConfigurationError(NodeError):
@@ -29,6 +39,13 @@ class Refused(NodeError):
 
     #: Answered to the peer (PS3.4 B.2.3).
     status = 0xC000
+
+
+class NotAuthorised(Refused):
+    """The peer may not push such an object."""
+
+    #: PS3.7 C.5.7.
+    status = 0x0124
 
 
 class OutOfResources(Refused):
@@ -49,8 +66,16 @@ class NotUnderstood(Refused):
     status = 0xC000
 
 
+class CutOff(NodeError):
+    """The peer broke the protocol or a bound; its connection ends."""
+
+
 class Retry(NodeError):
     """It did not work now; it will be tried again."""
+
+
+class Stumbled(Retry):
+    """The peer failed on this object; a few tries, then a person decides."""
 
 
 class Quarantine(NodeError):
@@ -59,6 +84,10 @@ class Quarantine(NodeError):
 
 class NotTaken(Quarantine):
     """The peer takes no objects of this SOP class."""
+
+
+class HandedBack(NodeError):
+    """The work is handed back; nothing has failed."""
 
 
 class Superseded(NodeError):

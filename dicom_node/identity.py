@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
+
+from dicom_node.peek import peek
 
 #: Attributes that one person has once (PS3.3 C.7.1.1); an empty one contradicts nothing.
 _ONCE = ("PatientName", "PatientBirthDate", "PatientSex")
@@ -20,7 +21,7 @@ _ONCE = ("PatientName", "PatientBirthDate", "PatientSex")
 def identity_of(path: Path) -> dict[str, str]:
     """What a file says of its patient, in a form that ignores how it is written; empty for a file beyond reading."""
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=["SpecificCharacterSet", *_ONCE])
+        header = peek(path, ["SpecificCharacterSet", *_ONCE])
         return {keyword: _plain(header, keyword) for keyword in _ONCE}
     except Exception:  # whatever a hostile file makes the parser raise: the labeler names it, here it says nothing
         return {}

@@ -1,47 +1,42 @@
-"""A study's work: open -> label -> report -> settle; and a report's: deliver.
+"""A study's work: prepare while it grows; open -> label -> report -> settle.
 
-Both take an id, claim a lease in the ledger and may run twice: the second run finds nothing to do, or is overtaken and
+It takes an id, claims a lease in the ledger and may run twice: the second run finds nothing to do, or is overtaken and
 leaves no trace. Alone in importing the labeler (with `report`, for the types of its answer).
 """
 
 from __future__ import annotations
 
 import json
-import random
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from logging import ERROR, INFO
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
-from dicom_node.commitment import ask, tell
 from dicom_node.corrections import listen
-from dicom_node.errors import NotTaken, Quarantine, Retry, Superseded
-from dicom_node.gate import evidence_of, inspected, passed, passed_sheet
+from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
+from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
-from dicom_node.rendition import rendition
-from dicom_node.send import Stored, patient_id_of, store
-from dicom_node.settings import Peer, Settings
+from dicom_node.patience import pause
+from dicom_node.peek import peek
+from dicom_node.planes import Planes
+from dicom_node.reading import Reader, remembered
+from dicom_node.settings import Settings
 from dicom_node.sheet import best_planes, sheet_of, sheet_uid
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,
-    REPORT_CLASSES,
-    Delivery,
-    DueDelivery,
     Instance,
     Kind,
     Lease,
@@ -49,8 +44,10 @@ from dicom_node.study import (
     State,
     WrittenReport,
 )
-from dicom_node.uids import content_of, derived, report_uid
+from dicom_node.uids import content_of, report_uid
+from labeler.dicom import Read, series_of
 from labeler.errors import LabelerError
+from labeler.sandbox import Bounds, shared_sandbox
 from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
@@ -60,8 +57,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("pipeline")
 
-#: Seconds that an archive has for its first answer about storage commitment; doubles with every attempt.
-_COMMITMENT_PATIENCE = 600.0
+#: Seconds that preparing one study may keep the others waiting.
+_TURN_SECONDS = 5.0
 
 
 @dataclass
@@ -73,13 +70,77 @@ class Pipeline:
     spool: Spool
     load_labeler: Callable[[], Labeler]
     clock: Callable[[], float] = time.time
+    #: Is somebody at the door? Then preparing makes room.
+    pressed: Callable[[], bool] = lambda: False
     _labeler: Labeler | None = field(default=None, init=False)
+    _drained_at: float | None = field(default=None, init=False)
 
     @property
     def labeler(self) -> Labeler:
         if self._labeler is None:
             self._labeler = self.load_labeler()
         return self._labeler
+
+    @property
+    def planes(self) -> Planes:
+        wanted = self.settings
+        return Planes(wanted.home, wanted.planes_mib << 20, wanted.reserve_mib << 20)
+
+    @property
+    def _reader(self) -> Reader:
+        wanted, spec = self.settings, self.labeler.spec
+        sandbox = shared_sandbox(spec.canvas, wanted.decoders, Bounds(wanted.decode_seconds, wanted.decode_mib))
+        return Reader(self.planes, sandbox, spec.sha256)
+
+    def drain(self) -> None:
+        """The process is to end: what is not finished in time is handed back. Called from a signal handler."""
+        self._drained_at = time.monotonic() + self.settings.drain_seconds
+
+    def _may_go_on(self, lost: threading.Event) -> None:
+        if lost.is_set():
+            raise Superseded("the lease is lost, to another worker or a late image")
+        if self._drained_at is not None and time.monotonic() > self._drained_at:
+            raise HandedBack
+
+    # -- preparing -------------------------------------------------------------------------------------------------
+
+    def prepare(self, study_uid: str) -> bool:
+        """Decode what has come of a growing study, and score its series that have long been silent.
+
+        False when there is more to do, and others are to have their turn first.
+        """
+        began, row = self.clock(), self.ledger.study(study_uid)
+        if row is None or row.state != State.RECEIVING or not self.planes.has_room():
+            return True
+        taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
+        fresh = [series for series in _by_series(taken) if not self._known_of(series)]
+        if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
+            return False
+        settled_before = began - self.settings.settled_after(row.peer)
+        settled = [series for series in fresh if max(image.received_at for image in series) < settled_before]
+        if not all(self._scored_ahead(series) for series in settled):
+            return False
+        self.ledger.prepared(study_uid, began)
+        return True
+
+    def _scored_ahead(self, instances: Sequence[Instance]) -> bool:
+        """Leave the scores of a series in the cache; False when it was interrupted, and goes on there next time."""
+        mark = self.planes.place_of(instances[0].study_uid, f"{self._report_uid(instances)}.scored")
+        if mark.exists():
+            return True
+
+        def make_room(_: int) -> None:
+            if self.pressed() or self._drained_at is not None:
+                raise HandedBack
+
+        score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=True)
+        try:
+            for series in series_of(self._reader.read(_by_path(instances))):
+                self.labeler.label(series, make_room, score=score)
+        except HandedBack:
+            return False
+        self.planes.put(mark, b"")
+        return True
 
     # -- labelling -------------------------------------------------------------------------------------------------
 
@@ -90,30 +151,46 @@ class Pipeline:
             return None
         started = self.clock()
         try:
-            with self._kept(lease):
-                state = self._work(lease)
+            with self._kept(lease) as lost:
+                state = self._work(lease, partial(self._may_go_on, lost))
         except Superseded as overtaken:
             log.info("overtaken", study_uid=study_uid, reason=str(overtaken))
             return None
+        except HandedBack:
+            self.ledger.hand_back(lease)
+            log.info("handed back; this process is to end", study_uid=study_uid)
+            return State.QUEUED
         except Quarantine as reason:
             self.ledger.quarantine(lease, str(reason))
+            self.planes.drop(study_uid)
             log.error("quarantined", study_uid=study_uid, reason=str(reason))
             return State.QUARANTINED
         except Exception as error:  # the edge: whatever a study makes fail is the study's, not the worker's
             return self._failed(lease, error)
+        self.planes.drop(study_uid)
         log.info("labelled", study_uid=study_uid, state=state, seconds=round(self.clock() - started, 2))
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
+        if isinstance(error, (OutOfResources, SQLAlchemyError)):
+            return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
             self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}")
+            self.planes.drop(lease.study_uid)
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
         return State.QUEUED
 
-    def _work(self, lease: Lease) -> State:
+    def _hindered(self, lease: Lease, error: Exception) -> State:
+        """Disk or ledger failed: the node's trouble, of which no study is laid aside, however long it lasts."""
+        told = str(error) if isinstance(error, OutOfResources) else f"the ledger failed: {where(error)}"
+        log.error("labelling hindered", study_uid=lease.study_uid, reason=told)
+        self.ledger.postpone(lease, told, self.clock() + self.settings.lease_seconds, counted=False)
+        return State.QUEUED
+
+    def _work(self, lease: Lease, may_go_on: Callable[[], None]) -> State:
         if lease.attempt > self.settings.attempts:
             raise Quarantine(
                 f"{lease.attempt - 1} workers were lost on this study; look at its images, then "
@@ -132,23 +209,24 @@ class Pipeline:
             raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
         written: list[WrittenReport] = []
         for series in by_series:
-            made, left_out = self._series(series)
+            made, left_out = self._series(series, may_go_on)
             notes += left_out
             written += made
         receivers = self.settings.receivers_of_reports
         sheets_to = [peer.name for peer in receivers if peer.sheet]
         return self.ledger.settle(lease, written, notes, [peer.name for peer in receivers], taken[-1].peer, sheets_to)
 
-    def _series(self, instances: Sequence[Instance]) -> tuple[list[WrittenReport], list[NotLabelled]]:
+    def _series(
+        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
+    ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
-        series_uid = instances[0].series_uid
-        content = content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
-        if known := self._known(report_uid(series_uid, content, self.labeler.info.fingerprint)):
+        if known := self._known_of(instances):
             return known, []
+        series_uid, content = instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances, content)
-        answer, pictures, left_out = self._answer(instances)
-        by_path = sorted(instances, key=lambda instance: instance.path)
+        answer, pictures, left_out = self._answer(instances, may_go_on)
+        by_path = _by_path(instances)
         notes = [
             NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
             for item in left_out
@@ -175,8 +253,12 @@ class Pipeline:
         )
         return [report, *self._sheet(report, built, answer, pictures, context)], notes
 
-    def _known(self, uid: str) -> list[WrittenReport]:
-        """The report with this UID and its sheet; nothing where a file of theirs is lost: both are made again."""
+    def _report_uid(self, instances: Sequence[Instance]) -> str:
+        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+
+    def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
+        """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
+        uid = self._report_uid(instances)
         report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
@@ -210,19 +292,26 @@ class Pipeline:
             report, sop_instance_uid=uid, sop_class_uid=sop_class, path=path, predecessor=None, kind=Kind.SHEET
         )
 
-    def _answer(self, instances: Sequence[Instance]) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
+    def _answer(
+        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
+    ) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
         """Labels of one series, its best planes, and every image left out; files beyond reading stand apart."""
-        from labeler.dicom import read_dicom
 
-        read = read_dicom([instance.path for instance in instances], self.labeler.spec.canvas)
+        def checked() -> Iterator[Read]:
+            for read in self._reader.read(_by_path(instances)):
+                may_go_on()
+                yield read
+
+        read = series_of(checked())
         left_out = [item for series in read for item in series.skipped]
         series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
-        answer = self.labeler.label(series)
+        score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=False)
+        answer = self.labeler.label(series, lambda _: may_go_on(), score=score)
         return answer, best_planes(series, answer), left_out
 
     def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
-        header = dcmread(first.path, stop_before_pixels=True)
+        header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
         context = reports.Context(header, content, finished)
         earlier = self.ledger.earlier(instances[0].series_uid, reports.uid_of(answer, context))
@@ -232,118 +321,36 @@ class Pipeline:
         return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
 
     @contextmanager
-    def _kept(self, lease: Lease) -> Iterator[None]:
-        """Renew the lease from a thread while the work runs; a lost lease is noticed when the work settles."""
-        done = threading.Event()
+    def _kept(self, lease: Lease) -> Iterator[threading.Event]:
+        """Renew the lease from a thread while the work runs; the event tells that it is lost."""
+        done, lost = threading.Event(), threading.Event()
 
         def renew() -> None:
             while not done.wait(self.settings.lease_seconds / 3):
-                with suppress(SQLAlchemyError):  # the ledger is away for a moment; the lease may outlive that
-                    if not self.ledger.renew(lease, self.settings.lease_seconds):
-                        return
+                try:
+                    kept = self.ledger.renew(lease, self.settings.lease_seconds)
+                except SQLAlchemyError as error:  # the ledger is away for a moment, or so long that the lease ends
+                    log.warning("lease not renewed", study_uid=lease.study_uid, reason=str(error.args[0]))
+                    continue
+                if not kept:
+                    lost.set()
+                    return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()
         try:
-            yield
+            yield lost
         finally:
             done.set()
             thread.join()
 
-    # -- delivering ------------------------------------------------------------------------------------------------
 
-    def deliver(self, report_uid: str, destination: str) -> Delivery | None:
-        """Send one report to one destination; None when there was nothing to do."""
-        due = self.ledger.deliveries.claim(report_uid, destination, max(60.0, self.settings.lease_seconds))
-        if due is None:
-            return None
-        try:
-            stored = self._send(due)
-        except Retry as reason:
-            wait = pause(due.attempt, self.settings.longest_pause)
-            self.ledger.deliveries.settle(due, Delivery.WAITING, str(reason), self.clock() + wait)
-            log.warning(
-                "delivery postponed",
-                report_uid=report_uid,
-                attempt=due.attempt,
-                again_in=round(wait),
-                reason=str(reason),
-            )
-            return Delivery.WAITING
-        except Quarantine as reason:
-            spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
-            state = Delivery.LEFT_OUT if spared else Delivery.FAILED
-            self.ledger.deliveries.settle(due, state, str(reason))
-            log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=report_uid, reason=str(reason))
-            return state
-        log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
-        if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:
-            return self._ask_commitment(due, stored)
-        self.ledger.deliveries.settle(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
-        return Delivery.SENT
-
-    def _ask_commitment(self, due: DueDelivery, stored: Stored) -> Delivery:
-        """Written down before it is asked, since the answer may come at once; unanswered, all is done again."""
-        transaction = derived("transaction", stored.sop_instance_uid, due.destination, str(due.attempt))
-        until = self.clock() + _COMMITMENT_PATIENCE * 2.0 ** min(due.attempt - 1, 7)
-        self.ledger.deliveries.settle(
-            due, Delivery.AWAITED, str(stored), until, stored.sop_instance_uid, transaction_uid=transaction
-        )
-        try:
-            ask(self.settings.peer(due.destination), self.settings.ae_title, transaction, stored)
-        except (Retry, Quarantine) as reason:
-            state = Delivery.WAITING if isinstance(reason, Retry) else Delivery.FAILED
-            told = f'{stored}, but storage commitment: {reason}; [[peers]] "{due.destination}" has commitment = true'
-            again = self.clock() + pause(due.attempt, self.settings.longest_pause)
-            self.ledger.deliveries.settle(due, state, told, again, stored.sop_instance_uid)
-            log.warning("commitment not asked", report_uid=due.report_uid, reason=told)
-            return state
-        return Delivery.AWAITED
-
-    def _send(self, due: DueDelivery) -> Stored:
-        peer = self.settings.peer(due.destination)
-        if not due.path.exists():
-            raise self._lost(due)
-        if due.kind == Kind.COMMITMENT:
-            return tell(peer, self.settings.ae_title, dcmread(due.path))
-        if peer.check_patient:
-            self._check_patient(due, peer)
-        if due.kind == Kind.SHEET and not peer.sheet:
-            raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
-        return store(due.path, peer, self.settings.ae_title, _sendable)
-
-    def _lost(self, due: DueDelivery) -> Retry | Quarantine:
-        """What follows when the file is gone: a report is made again where all its images are here."""
-        lost = self.ledger.holdings.lost_reports([str(due.path)])
-        if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
-            return Retry(f"{due.path} was lost; the study is labelled again")
-        return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
-
-    def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
-        """Hold what the peer would file under somebody else since a merge or a correction there."""
-        try:
-            there = patient_id_of(peer, self.settings.ae_title, due.study_uid)
-        except NotTaken as reason:
-            raise Quarantine(f'{reason}; [[peers]] "{peer.name}" has check_patient = true, which needs it') from reason
-        here = str(dcmread(due.path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")
-        if there is not None and there != here.strip():
-            raise Quarantine(
-                f"{peer.name} files this study under another Patient ID than its images had here; held. Undo it there "
-                f"and `dicom-node retry {due.study_uid}`, or set check_patient = false to send it as it is"
-            )
+def _by_path(instances: Iterable[Instance]) -> list[Instance]:
+    return sorted(instances, key=lambda instance: instance.path)
 
 
-def _sendable(report: Dataset, sop_class: UID) -> Dataset:
-    """The report in a class that the destination takes, through the gate again: files rot, and renditions are new."""
-    if sop_class not in REPORT_CLASSES:
-        return passed_sheet(report, report)
-    return passed(rendition(report, sop_class), report, evidence_of(report), vocabulary())
-
-
-def pause(attempt: int, longest: float, chance: Callable[[], float] = random.random) -> float:
-    """Seconds before the next attempt: doubling from one second, up to `longest`, the last half of it by chance."""
-    full = min(longest, 2.0 ** min(attempt - 1, 30))
-    return full * (0.5 + 0.5 * chance())
+def _content(instances: Iterable[Instance]) -> str:
+    return content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
 
 
 def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:

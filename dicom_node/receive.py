@@ -6,39 +6,34 @@ class is taken, so that a scanner's push never fails for something that we do no
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import structlog
 from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel, Verification
-from pynetdicom.transport import ThreadedAssociationServer
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.admission import admit
-from dicom_node.audit import AUDIT_CLASSES
+from dicom_node.admission import Admission, Caller, admit, crowded
 from dicom_node.commitment import Commitments
-from dicom_node.dataset import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION,
-    file_header,
-    identify,
-)
-from dicom_node.errors import IdentityMismatch, OutOfResources, Refused
+from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from dicom_node.errors import CutOff, OutOfResources
+from dicom_node.intake import SUCCESS, Announced, Intake, Reception
 from dicom_node.ledger import Ledger
+from dicom_node.messages import Begin
 from dicom_node.mpps import PerformedSteps
-from dicom_node.reconcile import as_instance, reconcile
+from dicom_node.reconcile import reconcile
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Sender
+from dicom_node.tls import Renewed
+from dicom_node.transport import SEATS, Listener, WaitingRoom, listen
+from dicom_node.wire import MAXIMUM_PDU, Command
 
 log = structlog.get_logger("receive")
-
-SUCCESS = 0x0000
-#: PS3.7 C.5.7: refused, not authorised.
-NOT_AUTHORISED = 0x0124
-
-#: Bytes of a PDU that we are ready to receive.
-MAXIMUM_PDU = 131072
 
 #: Transfer syntaxes that the labeler can decode; chosen first when a peer offers several.
 DECODABLE = frozenset(
@@ -63,36 +58,44 @@ DECODABLE = frozenset(
 )
 
 
+#: PS3.7 C.5.24: unrecognized operation.
+_UNRECOGNIZED = 0x0211
+#: Seconds that an object which is coming gets to arrive when the receiver is told to end.
+_GRACE = 5.0
+
+
 class Receiver:
     """The storage SCP of this node."""
 
     def __init__(self, settings: Settings, spool: Spool, ledger: Ledger) -> None:
         self.settings, self.spool, self.ledger = settings, spool, ledger
         self.commitments = Commitments(settings, spool, ledger)
+        self.intake = Intake(settings, spool, ledger)
+        self._entity = AE(settings.ae_title)
+        self._listeners: list[Listener] = []
         self.steps = PerformedSteps(settings, ledger)
-        self._server: ThreadedAssociationServer | None = None
 
     @property
     def port(self) -> int:
         """The port that is listened on; useful when the settings say 0."""
-        if self._server is None:
-            raise RuntimeError("the receiver has not been started")
-        return int(self._server.server_address[1])
+        return self._port_of(0)
+
+    @property
+    def tls_port(self) -> int:
+        """The port for associations over TLS."""
+        return self._port_of(1)
+
+    def _port_of(self, position: int) -> int:
+        if len(self._listeners) <= position:
+            raise RuntimeError("the receiver has not been started, or has no such port")
+        return int(self._listeners[position].server_address[1])
 
     def start(self) -> None:
         """Reconcile the spool with the ledger, then listen; returns at once."""
         reconcile(self.settings, self.spool, self.ledger)
         _config.UNRESTRICTED_STORAGE_SERVICE = True
         _config.LOG_HANDLER_LEVEL = "none"
-        entity = AE(self.settings.ae_title)
-        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-        entity.implementation_version_name = IMPLEMENTATION_VERSION
-        entity.maximum_associations = self.settings.associations
-        entity.maximum_pdu_size = MAXIMUM_PDU
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
-        entity.add_supported_context(Verification)
-        entity.add_supported_context(ModalityPerformedProcedureStep)
-        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+        self._introduce(self._entity)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_C_ECHO, self._on_echo),
@@ -102,73 +105,107 @@ class Receiver:
             (evt.EVT_N_ACTION, self.commitments.on_action),
             (evt.EVT_N_EVENT_REPORT, self.commitments.on_event_report),
         ]
-        address = (self.settings.bind, self.settings.port)
-        self._server = entity.start_server(address, block=False, evt_handlers=handlers)
-        log.info("listening", ae_title=self.settings.ae_title, host=self.settings.bind, port=self.port)
+        self._listen(handlers)
+
+    def _introduce(self, entity: AE) -> None:
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = IMPLEMENTATION_VERSION
+        entity.maximum_associations = self.settings.associations + SEATS  # ours are counted at the door
+        entity.maximum_pdu_size = MAXIMUM_PDU
+        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = self.settings.network_timeout
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(ModalityPerformedProcedureStep)
+        entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+
+    def _listen(self, handlers: list[Any]) -> None:
+        settings, tls = self.settings, self.settings.tls
+        common: dict[str, Any] = {
+            "door": self,
+            "room": WaitingRoom(),
+            "patience": settings.request_timeout,
+            "shared": settings.receivers > 1,
+        }
+        ports = [(settings.port, None), *([(tls.port, Renewed(tls))] if tls else [])]
+        for port, certificates in ports:
+            made = listen(self._entity, (settings.bind, port), handlers, certificates=certificates, **common)
+            self._listeners.append(made)
+            named = {"ae_title": settings.ae_title, "host": settings.bind, "port": made.server_address[1]}
+            log.info("listening", tls=certificates is not None, **named)
 
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
+        """Accept no more; objects that are coming get a few seconds to arrive, then all associations end."""
+        for listener in self._listeners:
+            listener.shutdown()
+        deadline = time.monotonic() + _GRACE
+        while any(_is_busy(guest) for guest in self._guests()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for guest in self._guests():
+            guest.abort()
+        self.spool.close()
+        if self._listeners:
             _config.UNRESTRICTED_STORAGE_SERVICE = False
-            self._server = None
+            self._listeners.clear()
+
+    def _guests(self) -> list[Association]:
+        return [found for found in self._entity.active_associations if found.is_acceptor]
+
+    # -- the door ----------------------------------------------------------------------------------------------------
+
+    def admit(self, caller: Caller) -> Admission:
+        """May this caller come in, now?"""
+        found = admit(caller.calling_ae, caller.called_ae, caller.host, self.settings, secure=caller.secure)
+        if found.peer is None:
+            return found
+        return crowded(found.peer, caller.host, [guest.requestor.address for guest in self._guests()], self.settings)
+
+    def turned_away(self, caller: Caller, reason: str, remedy: str = "") -> None:
+        """Say and count that somebody was not let in, or was cut off."""
+        log.warning("turned away", **{**caller.__dict__, "reason": reason, "remedy": remedy})
+        try:
+            self.ledger.refuse(caller.calling_ae, caller.called_ae, caller.host, reason)
+        except SQLAlchemyError as error:
+            log.error("the ledger failed", reason=str(error.args[0]))
+
+    @property
+    def begin(self) -> Begin | None:
+        return self._begin if self.settings.fast_path else None
+
+    def _begin(self, association: Association, context: PresentationContext, request: Command) -> Reception:
+        """A C-STORE request has come, its data set follows."""
+        syntax = str(context.transfer_syntax[0])
+        return self._reception(association, Announced(request.sop_class_uid, request.sop_instance_uid, syntax))
+
+    def _reception(self, association: Association, announced: Announced) -> Reception:
+        caller, peer = association.dul.guest.caller, association.dul.guest.peer
+        return self.intake.begin(announced, Sender(caller.calling_ae, caller.host, peer.name), peer)
+
+    # -- what pynetdicom asks ----------------------------------------------------------------------------------------
 
     def _on_requested(self, event: evt.Event) -> None:
-        """Admit or reject an association; decodable transfer syntaxes come first."""
-        request = event.assoc.requestor.primitive
-        calling, called = str(request.calling_ae_title).strip(), str(request.called_ae_title).strip()
-        host = event.assoc.requestor.address
-        admission = admit(calling, called, host, self.settings)
-        if admission.peer is None:
-            log.warning("association rejected", host=host, reason=admission.reason, admit_with=admission.remedy)
-            self.ledger.refuse(calling, called, host, admission.reason)
-            event.assoc.acse.send_reject(*admission.codes)
-            event.assoc.kill()
-            return
-        for context in request.presentation_context_definition_list:
+        """An association was admitted; decodable transfer syntaxes come first."""
+        for context in event.assoc.requestor.primitive.presentation_context_definition_list:
             context.transfer_syntax = sorted(context.transfer_syntax, key=lambda uid: uid not in DECODABLE)
 
     def _on_echo(self, event: evt.Event) -> int:
         return SUCCESS
 
     def _on_store(self, event: evt.Event) -> int:
-        """Answer one C-STORE request (PS3.4 B.2.3); every failure is a named status, never an exception."""
-        sender = self._sender(event)
-        if sender is None:
-            return NOT_AUTHORISED
-        try:
-            return self._take(event, sender)
-        except Refused as refused:
-            log.error(
-                "object refused", peer=sender.peer, host=sender.host, status=hex(refused.status), reason=str(refused)
-            )
-            self.ledger.refuse(sender.ae_title, self.settings.ae_title, sender.host, str(refused))
-            return refused.status
-        except SQLAlchemyError as error:
-            log.error("the ledger failed", ledger=self.ledger.engine.url.render_as_string(), reason=str(error.args[0]))
-            return OutOfResources.status
-
-    def _sender(self, event: evt.Event) -> Sender | None:
-        requestor = event.assoc.requestor
-        calling = str(requestor.ae_title).strip()
-        peer = admit(calling, self.settings.ae_title, requestor.address, self.settings).peer
-        right = "audit" if event.request.AffectedSOPClassUID in AUDIT_CLASSES else "push"
-        if peer is None or not {"push", right} & peer.may:
-            log.warning("push refused", calling_ae=calling, host=requestor.address, remedy=f'add "{right}" to its may')
-            return None
-        return Sender(calling, requestor.address, peer.name)
-
-    def _take(self, event: evt.Event, sender: Sender) -> int:
+        """A whole object, where the fast path is not used (PS3.4 B.2.3)."""
         request, syntax = event.request, str(event.context.transfer_syntax)
-        data_set = request.DataSet.getbuffer()
-        identity = identify(data_set, syntax)
-        announced = (str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID))
-        if identity.sop_instance_uid != announced[1] or identity.sop_class_uid not in (announced[0], ""):
-            raise IdentityMismatch(f"the command announces {announced[1]}, the data set is {identity.sop_instance_uid}")
-        header = file_header(announced[0], identity.sop_instance_uid, syntax, sender.ae_title)
-        stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, data_set)
-        new = self.ledger.add_instance(as_instance(identity, stored, syntax, announced[0], sender))
-        if not new and not stored.path.exists():  # purged in between: it stood there when it came
-            stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, data_set)
-            new = self.ledger.add_instance(as_instance(identity, stored, syntax, announced[0], sender))
-        log.debug("stored", sop_instance_uid=identity.sop_instance_uid, peer=sender.peer, new=new)
-        return SUCCESS
+        if not isinstance(request, C_STORE):
+            return _UNRECOGNIZED
+        announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), syntax)
+        reception = self._reception(event.assoc, announced)
+        try:
+            reception.write(request.DataSet.getbuffer())
+            return reception.finish()
+        except CutOff as cut:
+            self.turned_away(event.assoc.dul.guest.caller, str(cut))
+            return OutOfResources.status
+        finally:
+            reception.abandon()
+
+
+def _is_busy(association: Association) -> bool:
+    messages = association.dul.messages
+    return messages is not None and messages.busy

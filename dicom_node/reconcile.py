@@ -12,8 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from dicom_node.dataset import Identity, read_spooled
+from dicom_node.dataset import read_spooled
 from dicom_node.errors import NotUnderstood
+from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool, Stored
@@ -70,22 +71,3 @@ def _reports(spool: Spool, ledger: Ledger) -> int:
         result = "made again" if made else "not made again; where it was delivered, it still is"
         log.error("a report's file is gone", report_uid=one.sop_instance_uid, study_uid=one.study_uid, result=result)
     return len(again)
-
-
-def as_instance(identity: Identity, stored: Stored, syntax: str, sop_class_uid: str, sender: Sender) -> Instance:
-    return Instance(
-        sop_instance_uid=identity.sop_instance_uid,
-        digest=stored.digest,
-        study_uid=identity.study_uid,
-        series_uid=identity.series_uid,
-        sop_class_uid=sop_class_uid,
-        transfer_syntax_uid=syntax,
-        modality=identity.modality,
-        patient_key=identity.patient_key,
-        path=stored.path,
-        size=stored.size,
-        received_at=stored.received_at,
-        peer=sender.peer,
-        calling_ae=sender.ae_title,
-        conflict=stored.conflict,
-    )

@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 
+from dicom_node.patience import delivery_lease
 from dicom_node.study import Delivery, State
 
 #: Seconds since the epoch.
@@ -102,6 +103,7 @@ study = Table(
     Column("instances", Integer, nullable=False),
     Column("first_at", Float, nullable=False),
     Column("last_at", Float, nullable=False),
+    Column("prepared_at", Float, nullable=False, default=0.0, server_default="0"),
     Column("completed_by", Prose, nullable=False, default=""),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_at", Float, nullable=False, default=0.0),
@@ -164,6 +166,8 @@ delivery = Table(
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)
+Index("delivery_by_destination", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("delivery_by_lease", delivery.c.lease_until)
 Index("delivery_by_study", delivery.c.study_uid)
 
 #: Modality Performed Procedure Steps; `images` are the SOP Instance UIDs that the scanner says it has made (JSON).
@@ -189,6 +193,16 @@ archive_count = Table(
     Column("counted_at", Float, nullable=False),
 )
 
+#: How destinations answer: one that fails too often in a row rests, then is tried with one delivery at a time.
+destination = Table(
+    "destination",
+    metadata,
+    Column("name", Words(64), primary_key=True),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("rests_until", Float, nullable=False, default=0.0),
+    Column("detail", Prose, nullable=False, default=""),
+)
+
 #: What people said about reports: disputes and corrections (`audit.Remark`).
 remark = Table(
     "remark",
@@ -204,6 +218,15 @@ remark = Table(
     Column("heard_at", Float, nullable=False),
 )
 Index("remark_by_report", remark.c.report_uid)
+
+#: Every process's last sign of life.
+pulse = Table(
+    "pulse",
+    metadata,
+    Column("process", Words(128), primary_key=True),
+    Column("doing", Prose, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
 
 #: Who knocked and was not let in, and objects that were refused.
 refusal = Table(
@@ -310,8 +333,8 @@ class Store:
             (study.c.lease_until, State.LABELLING, lease_seconds),
             (delivery.c.next_at, Delivery.WAITING, max(longest_pause, 300.0)),
             (delivery.c.next_at, Delivery.AWAITED, 86400.0),
-            (delivery.c.lease_until, Delivery.WAITING, max(lease_seconds, 60.0)),
-            (delivery.c.lease_until, Delivery.AWAITED, max(lease_seconds, 60.0)),
+            (delivery.c.lease_until, Delivery.WAITING, delivery_lease(lease_seconds)),
+            (delivery.c.lease_until, Delivery.AWAITED, delivery_lease(lease_seconds)),
         )
         with self.engine.begin() as connection:
             return sum(_drawn_near(connection, moment, state, now + wait) for moment, state, wait in furthest)

@@ -58,6 +58,24 @@ def _host(value: str) -> str:
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Durability = Literal["each", "group"]
+
+
+class Tls(BaseModel):
+    """Our certificate and whose certificates we trust; the files are read again when they change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: PEM file with our certificate and the ones between it and its CA; we show it to peers, called or calling.
+    certificate: Path
+    #: PEM file with its private key, without a password, readable by the node's user only.
+    key: Path
+    #: PEM file with the certificates of the CAs whose peers we trust: the hospital's own, never a public one.
+    ca: Path
+    #: Port for associations over TLS, beside the plain one; 2762 is the registered one.
+    port: Annotated[int, Field(ge=0, le=65535)] = 2762
+    #: The certificate of a peer that we call must name its `host`. False for devices whose certificate does not.
+    verify_names: bool = True
 
 
 class Peer(BaseModel):
@@ -72,6 +90,8 @@ class Peer(BaseModel):
     host: Annotated[str, AfterValidator(_host)]
     #: Where it listens; needed to echo it and to send to it.
     port: Port | None = None
+    #: Speaks TLS both ways: in plain it is refused, and we call it over TLS only. Needs a [tls] table.
+    tls: bool = False
     #: `push`: may send images to us. `reports`: gets our reports. `audit`: may dispute and correct them.
     may: frozenset[Literal["push", "reports", "audit"]] = frozenset({"push"})
     #: Ask for storage commitment of what it is sent; only then is a delivery done. It answers to our own port.
@@ -82,6 +102,10 @@ class Peer(BaseModel):
     sheet: bool = True
     #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
     counts: bool = False
+    #: Deliveries that may be under way to it at the same time, over all workers.
+    parallel: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that an association to it stays open for the next object; 0: it is closed after every one.
+    idle_seconds: Annotated[float, Field(ge=0)] = 5.0
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -144,18 +168,51 @@ class Settings(BaseSettings):
     lease_seconds: Seconds = 30.0
     #: Attempts at labelling one study before it is laid aside.
     attempts: Annotated[int, Field(ge=1)] = 3
-    #: Longest pause between two attempts at a delivery, seconds.
+    #: Disk for planes that are decoded while images still come in, MiB; 0: decoding waits until the study is complete.
+    planes_mib: Annotated[int, Field(ge=0)] = 4096
+    #: Hours after which such planes are forgotten; they are gone sooner, when their study has its reports.
+    planes_hours: Annotated[float, Field(gt=0)] = 24.0
+    #: Processes of a worker that decode images.
+    decoders: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that decoding one frame may take; an image whose decoder takes longer is left out.
+    decode_seconds: Seconds = 60.0
+    #: MiB that the frames of one image may unpack to, and that decoding it may take.
+    decode_mib: Annotated[int, Field(ge=64)] = 4096
+    #: Seconds that a process told to end has for what it does; what is not done then is handed back.
+    drain_seconds: Seconds = 20.0
+    #: Seconds after which a worker that takes nothing from the broker, or a process without a sign, is started anew.
+    stall_seconds: Seconds = 60.0
+    #: Seconds after which a worker is started anew that is still busy with one study or delivery.
+    longest_task_seconds: Seconds = 7200.0
+    #: Longest pause between two attempts at a delivery, and longest rest of a destination, seconds.
     longest_pause: Seconds = 300.0
+    #: Failed deliveries in a row after which their destination rests; then one at a time tries it until one is stored.
+    failures_before_rest: Annotated[int, Field(ge=1)] = 3
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
     reserve_mib: Annotated[int, Field(ge=0)] = 1024
+    #: When a received object is on the disk. `each`: before its 0x0000. `group`: soon after; a power cut may lose the
+    #: last 64 acknowledged objects of every receiver, a killed process loses none. For disks that are slow to sync.
+    durability: Durability = "each"
+    #: Largest object that is taken, MiB; a peer that sends more is cut off.
+    instance_limit_mib: Annotated[int, Field(ge=1)] = 4096
+    #: Receiver processes behind the one port, for machines with cores to spare; started by `dicom-node up`.
+    receivers: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Receive C-STORE past pynetdicom's data sets, in a third of the time. False: all by pynetdicom; should an update
+    #: of it ever break our way. Memory then grows with the size of the objects.
+    fast_path: bool = True
     #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay.
     retention_days: Annotated[float, Field(gt=0)] = 30.0
     #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
     purge_margin_mib: Annotated[int, Field(ge=0)] = 1024
-    #: Associations at a time.
+    #: Associations at a time, of each receiver; and those of one host.
     associations: Annotated[int, Field(ge=1)] = 64
+    associations_per_host: Annotated[int, Field(ge=1)] = 32
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
     network_timeout: Seconds = 60.0
+    #: Seconds from connection to the whole association request, TLS handshake included.
+    request_timeout: Seconds = 10.0
+    #: Certificates for associations over TLS; unset: no TLS. Write it as a table: [tls].
+    tls: Tls | None = None
     peers: tuple[Peer, ...] = ()
     #: Peers by name that get every report; unset: every peer that may get reports.
     destinations: tuple[str, ...] | None = None
@@ -167,6 +224,14 @@ class Settings(BaseSettings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two peers are called {twice[0]!r}; every peer needs a name of its own")
+        return peers
+
+    @field_validator("peers")
+    @classmethod
+    def _with_certificates(cls, peers: tuple[Peer, ...], info: ValidationInfo) -> tuple[Peer, ...]:
+        wanting = next((peer.name for peer in peers if peer.tls), None)
+        if wanting and info.data.get("tls", True) is None:
+            raise ValueError(f"peer {wanting!r} has tls = true: add a [tls] table with certificate, key and ca")
         return peers
 
     @field_validator("destinations")
@@ -201,6 +266,15 @@ class Settings(BaseSettings):
         """Quiet time of a peer, seconds."""
         found = next((peer for peer in self.peers if peer.name == peer_name), None)
         return found.quiet_seconds if found and found.quiet_seconds else self.quiet_seconds
+
+    @property
+    def sign_seconds(self) -> float:
+        """Seconds between two signs of life; whoever waits for them waits for several."""
+        return min(5.0, self.stall_seconds / 4)
+
+    def settled_after(self, peer_name: str) -> float:
+        """Seconds of silence after which a series of a growing study is scored ahead: a quarter of the quiet time."""
+        return self.quiet_of(peer_name) / 4
 
 
 def find_config(given: Path | None) -> Path | None:
@@ -264,7 +338,8 @@ def _explained(error: ValidationError, path: Path | None, text: str) -> str:
 
 def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
     if problem["type"] == "extra_forbidden":
-        kind: type[BaseModel] = Peer if location and location[0] == "peers" else Settings
+        kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
+        kind = kinds.get(location[0], Settings)
         return f"no such setting; known: {', '.join(kind.model_fields)}"
     got = problem.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""

@@ -4,12 +4,14 @@
     HOME/spool/incoming/*.part      half-written; removed at start
     HOME/reports/REPORT.dcm         reports, written once
 
-A file appears under its name only when all of it is on the disk: written, fdatasync, renamed, folder fsynced. A file's
-modification time is when its image was received, so that the ledger can be rebuilt from the spool alone.
+A file appears under its name only when all of it is on the disk: written, fdatasync, linked, folder fsynced. A file's
+modification time is when its image was received, so that the ledger can be rebuilt from the spool alone. A name is
+given once: of two writers of one UID, in whatever processes, the second finds the first.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,10 +19,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
+from threading import Lock, Thread
+from typing import BinaryIO
 from uuid import uuid4
 
+import structlog
+
+from dicom_node.dataset import data_set_offset
 from dicom_node.errors import OutOfResources
+from dicom_node.settings import Durability
 from dicom_node.uids import is_uid
+
+log = structlog.get_logger("spool")
+
+#: Bytes of an object after which the room on the disk is looked at again.
+_LOOK_AGAIN = 16 << 20
+#: With durability = "group": files that may be acknowledged and not yet on the disk.
+GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,25 @@ class Stored:
 class Spool:
     """Durable files under one folder."""
 
-    def __init__(self, home: Path, reserve_bytes: int = 0) -> None:
+    def __init__(self, home: Path, reserve_bytes: int = 0, durability: Durability = "each") -> None:
         self.images = home / "spool"
         self.incoming = self.images / "incoming"
         self.reports = home / "reports"
         self.reserve_bytes = reserve_bytes
+        self._backlog = _Backlog() if durability == "group" else None
         for folder in (home, self.images, self.incoming, self.reports):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def begin(self, header: bytes) -> Part:
+        """Open a file for an object that is about to come.
+
+        Args:
+            header: preamble and File Meta Information.
+        Raises:
+            OutOfResources: no room, or the disk failed.
+        """
+        self.make_room(0)
+        return Part(self, header)
 
     def store(self, study_uid: str, sop_instance_uid: str, header: bytes, data_set: bytes | memoryview) -> Stored:
         """Write one object durably; the same bytes under the same UID are written once.
@@ -55,54 +83,72 @@ class Spool:
         Raises:
             OutOfResources: no room, or the disk failed; nothing is left behind.
         """
-        digest = hashlib.sha256(data_set).hexdigest()
-        target = self._place(study_uid, sop_instance_uid)
-        conflict = False
-        if target.exists():
-            if self.digest_of(target) == digest:
-                return _stored(target, digest)
-            target, conflict = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm"), True
-            if target.exists():
-                return _stored(target, digest, conflict=True)
-        self._make_room(len(data_set))
-        self._write(target, header, data_set)
-        return _stored(target, digest, conflict=conflict)
+        with self.begin(header) as part:
+            part.write(data_set)
+            return part.commit(study_uid, sop_instance_uid)
+
+    def close(self) -> None:
+        """Bring to the disk what is not yet there."""
+        if self._backlog is not None:
+            self._backlog.drain()
 
     def store_report(self, sop_instance_uid: str, content: bytes) -> Path:
         """Write a report durably and return its place."""
         target = self.reports / f"{sop_instance_uid}.dcm"
-        self._write(target, b"", content)
+        part = self.incoming / f"{uuid4().hex}.part"
+        try:
+            with _claimed(part) as file:
+                file.write(content)
+                file.flush()
+                os.fdatasync(file.fileno())
+                os.rename(part, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
         return target
 
-    def _place(self, study_uid: str, sop_instance_uid: str) -> Path:
+    def place(self, study_uid: str, sop_instance_uid: str) -> Path:
         if not (is_uid(study_uid) and is_uid(sop_instance_uid)):
             raise ValueError("only UIDs become file names")
         return self.images / study_uid / f"{sop_instance_uid}.dcm"
 
-    def _make_room(self, wanted: int) -> None:
+    def make_room(self, wanted: int) -> None:
+        """Raise OutOfResources where so many bytes more would touch the reserve, or the disk has failed."""
         free = self.free()
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
                 "make room or lower reserve_mib"
             )
+        if self._backlog is not None and self._backlog.failure is not None:
+            raise OutOfResources(
+                f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
+            )
 
-    def _write(self, target: Path, header: bytes, body: bytes | memoryview) -> None:
-        part = self.incoming / f"{uuid4().hex}.part"
-        try:
-            with open(part, "xb", opener=_private) as file:
-                file.write(header)
-                file.write(body)
-                file.flush()
-                os.fdatasync(file.fileno())
-            if not target.parent.exists():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                _sync_folder(target.parent.parent)
-            os.rename(part, target)
+    def settle(self, file: BinaryIO, part: Path, target: Path) -> bool:
+        """Give a written file its name for good; False when the name is taken.
+
+        Durability `each` returns when the name would survive a power cut, `group` when it will soon.
+        """
+        new = not target.exists() and self._link(file, part, target)
+        if self._backlog is None:
             _sync_folder(target.parent)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
+        elif new:
+            self._backlog.add(os.dup(file.fileno()), target)
+        return new
+
+    def _link(self, file: BinaryIO, part: Path, target: Path) -> bool:
+        if self._backlog is None:
+            os.fdatasync(file.fileno())
+        if not target.parent.exists():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(target.parent.parent)
+        try:
+            os.link(part, target)
+        except FileExistsError:
+            return False
+        return True
 
     def files(self) -> Iterator[Path]:
         """Every image in the spool."""
@@ -120,35 +166,157 @@ class Spool:
             path.unlink(missing_ok=True)
 
     def clear_incoming(self) -> int:
-        """Remove what a killed receiver left half-written, and the folders of purged studies.
+        """Remove what killed processes left half-written, and the folders of purged studies.
 
-        Only for the receiver that owns this spool, at its start.
+        What a living process writes is locked and stays.
         """
         for study in self.images.iterdir():
             if study != self.incoming:
                 with suppress(OSError):  # it holds images
                     study.rmdir()
-        parts = list(self.incoming.glob("*.part"))
-        for part in parts:
-            part.unlink(missing_ok=True)
-        return len(parts)
+        return sum(_abandoned(part) for part in self.incoming.glob("*.part"))
 
     @staticmethod
     def digest_of(path: Path) -> str:
         """SHA-256 of the data set in a spooled file."""
         with path.open("rb") as file:
-            file.seek(_data_set_offset(file.read(144)))
+            file.seek(data_set_offset(file.read(144)))
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _data_set_offset(head: bytes) -> int:
-    """Where the data set begins: after the preamble, `DICM` and the group that (0002,0000) measures (PS3.10 7.1)."""
-    return 144 + int.from_bytes(head[140:144], "little")
+class Part:
+    """An object on its way to the disk: hashed as it is written, under no name before `commit`.
+
+    Leaving the block without `commit` removes it.
+    """
+
+    def __init__(self, spool: Spool, header: bytes) -> None:
+        self._spool, self._offset = spool, len(header)
+        self._path = spool.incoming / f"{uuid4().hex}.part"
+        self._digest, self._size, self._look_again = hashlib.sha256(), 0, _LOOK_AGAIN
+        try:
+            self._file = _claimed(self._path)
+            self._file.write(header)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the data set.
+
+        Raises:
+            OutOfResources: no room, or the disk failed.
+        """
+        self._size += len(data)
+        if self._size >= self._look_again:
+            self._spool.make_room(len(data))
+            self._look_again = self._size + _LOOK_AGAIN
+        self._digest.update(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def data_set(self) -> BinaryIO:
+        """What was written so far, for reading; valid until the next `write`."""
+        self._file.seek(self._offset)
+        return self._file
+
+    def commit(self, study_uid: str, sop_instance_uid: str) -> Stored:
+        """Give the object its place; the same bytes under the same UID are there once, other bytes stand beside them.
+
+        Raises:
+            OutOfResources: the disk failed; nothing is left behind.
+        """
+        target, digest = self._spool.place(study_uid, sop_instance_uid), self._digest.hexdigest()
+        beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
+        try:
+            self._file.flush()
+            for name in (target, beside):
+                if self._spool.settle(self._file, self._path, name) or Spool.digest_of(name) == digest:
+                    return _stored(name, digest, conflict=name is beside)
+            raise OutOfResources(f"{beside}: other bytes stand under the name that is their digest")
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written; nothing happens to what has been committed."""
+        self._path.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        except OSError as error:  # what could not be flushed is of no use any more
+            log.debug("closed unflushed", reason=error.strerror)
+
+    def _failed(self, error: OSError) -> OutOfResources:
+        self._path.unlink(missing_ok=True)
+        return OutOfResources(f"{self._spool.images}: {error.strerror or error}")
+
+
+class _Backlog:
+    """Files that have been acknowledged and are not yet on the disk: never more than `GROUP`."""
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self._waiting: Queue[tuple[int, Path]] = Queue(GROUP)
+        self._worker: Thread | None = None
+        self._lock = Lock()
+
+    def add(self, descriptor: int, target: Path) -> None:
+        """Take over an open file; waits while too many wait already."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = Thread(target=self._work, name="spool backlog", daemon=True)
+                self._worker.start()
+        self._waiting.put((descriptor, target))
+
+    def drain(self) -> None:
+        self._waiting.join()
+
+    def _work(self) -> None:
+        while True:
+            descriptor, target = self._waiting.get()
+            try:
+                os.fdatasync(descriptor)
+                _sync_folder(target.parent)
+            except OSError as error:
+                self.failure = f"{target.name} was acknowledged and may be lost ({error.strerror})"
+                log.critical("the disk failed", path=str(target), reason=error.strerror)
+            finally:
+                os.close(descriptor)
+                self._waiting.task_done()
 
 
 def _stored(path: Path, digest: str, *, conflict: bool = False) -> Stored:
     status = path.stat()
     return Stored(path, digest, status.st_size, status.st_mtime, conflict)
+
+
+def _claimed(part: Path) -> BinaryIO:
+    """A new file that is locked for as long as it is open; a process that ends, however it ends, unlocks it."""
+    while True:
+        file = open(part, "x+b", opener=_private)  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # swept away by a process that started between the two
+
+
+def _abandoned(part: Path) -> bool:
+    """Remove a part that nobody holds; was there one?"""
+    try:
+        with part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink(missing_ok=True)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return True
 
 
 def _private(path: str, flags: int) -> int:

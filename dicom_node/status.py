@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
+from dicom_node.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
+from dicom_node.health import Finding
 from dicom_node.ledger import Ledger
+from dicom_node.rejections import Rejection
 from dicom_node.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
@@ -29,6 +33,7 @@ def overview(ledger: Ledger) -> Iterator[Table]:
         ("state", "destination", "count"),
         ledger.counts(delivery, delivery.c.state, delivery.c.destination),
     )
+    yield from _ailing(ledger)
     stuck = ledger.studies(study.c.state.in_([State.QUARANTINED, State.UNLABELLED]), limit=20)
     if stuck:
         rows = [(row.study_uid, row.peer, row.state.value, row.reason) for row in stuck]
@@ -39,8 +44,51 @@ def overview(ledger: Ledger) -> Iterator[Table]:
     columns = (refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason, refusal.c.count)
     refused = ledger.rows(select(*columns, refusal.c.last_at).order_by(refusal.c.last_at.desc()).limit(20))
     if refused:
-        seen = [(*tuple(row)[:-1], _time(row.last_at)) for row in refused]
+        seen = [(*(escape(str(value)) for value in tuple(row)[:-1]), _time(row.last_at)) for row in refused]
         yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+
+
+def health(found: Iterable[Finding]) -> Table:
+    """What was looked at, and what to do about it."""
+    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
+    return _table("Health", ("what", "state", "what to do"), rows)
+
+
+def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[Table]:
+    """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
+    yield from _ailing(ledger)
+    rows = [
+        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
+        for row in ledger.deliveries.listed(failed, to)
+    ]
+    yield _table("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+
+
+def _ailing(ledger: Ledger) -> Iterator[Table]:
+    """Destinations whose last delivery failed."""
+    now = ledger.clock()
+    rows = [
+        (
+            one.name,
+            one.failures,
+            f"rests until {_time(one.rests_until)}" if one.rests_until > now else "is tried",
+            one.detail,
+        )
+        for one in ledger.deliveries.destinations.ailing()
+    ]
+    if rows:
+        yield _table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
+
+
+def _when(seconds: float) -> str:
+    return _time(seconds) if seconds else ""
+
+
+def turned_away(found: Iterable[Rejection]) -> Table:
+    """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
+    columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
+    rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, r.remedy) for r in found)
+    return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
@@ -134,7 +182,8 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
     try:
-        echo(settings.peer(name), settings.ae_title)
+        with Caller(settings) as caller:
+            echo(settings.peer(name), caller)
     except NodeError as error:
         return f"[red]{error}[/red]", False
     return "[green]answers[/green]", True

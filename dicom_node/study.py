@@ -142,6 +142,22 @@ class StudyRow:
     last_at: float
     attempts: int
     completed_by: str
+    #: When somebody last prepared all that had come; seconds since the epoch.
+    prepared_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A process's last sign of life.
+
+    Attributes:
+        process: its name, as `label@host`.
+        seen_at: seconds since the epoch, by the process's own clock.
+    """
+
+    process: str
+    doing: str
+    seen_at: float
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """All processes of one machine under one roof: `dicom-node up` and the demo.
 
-A process that ends is started again; when the supervisor ends, however it ends, its processes end with it.
+A process that ends, or that has told of its life (`notify`) and fell silent, is started again; when the supervisor
+ends, however it ends, its processes end with it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -26,9 +29,13 @@ from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE
 
 log = structlog.get_logger("up")
 
-#: Seconds that processes get to finish what they do.
-_GRACE = 20.0
+#: Seconds beyond `drain_seconds` that processes get to end in.
+_GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
+
+
+#: Deliveries wait for peers, not for the processor; a thread that waits for one blocks no other's.
+_SEVERAL = ("--pool", "threads", "--concurrency", "8")
 
 
 @dataclass(frozen=True)
@@ -39,14 +46,20 @@ class Program:
     command: tuple[str, ...]
 
 
-def node_programs() -> tuple[Program, ...]:
-    """The processes of a node on one machine; labelling and delivering never wait for each other."""
+def node_programs(receivers: int = 1) -> tuple[Program, ...]:
+    """The processes of a node on one machine; labelling and delivering never wait for each other.
+
+    Args:
+        receivers: processes that share the port; `receive`, `receive-2` ...
+    """
     node = (sys.executable, "-m", "dicom_node")
+    further = (Program(f"receive-{number}", (*node, "receive")) for number in range(2, receivers + 1))
     return (
         Program("receive", (*node, "receive")),
+        *further,
         Program("watch", (*node, "watch")),
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),
-        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h")),
+        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h", *_SEVERAL)),
     )
 
 
@@ -73,30 +86,74 @@ def embedded_broker(home: Path) -> tuple[Program, str]:
     return Program("broker", (*command, "--dir", str(folder))), f"redis://127.0.0.1:{port}/0"
 
 
+class Ear:
+    """Hears the signs of life of one process, as systemd would."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.address = folder / name
+        self._wire = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._wire.bind(str(self.address))
+        self._wire.setblocking(False)
+        self._heard_at: float | None = None
+
+    def forget(self) -> None:
+        """Another process takes its place; it is waited for until it gives its first sign."""
+        self._listen()
+        self._heard_at = None
+
+    def silence(self) -> float:
+        """Seconds since the last sign; 0 before the first."""
+        if b"WATCHDOG=1" in self._listen():
+            self._heard_at = time.monotonic()
+        return 0.0 if self._heard_at is None else time.monotonic() - self._heard_at
+
+    def _listen(self) -> set[bytes]:
+        told: set[bytes] = set()
+        with suppress(BlockingIOError):
+            while True:
+                told.update(self._wire.recv(4096).split(b"\n"))
+        return told
+
+    def close(self) -> None:
+        self._wire.close()
+
+
 @dataclass
 class Supervisor:
-    """Runs programs until stopped."""
+    """Runs programs until stopped.
+
+    Attributes:
+        stall_seconds: of silence after which a process is ended and started again.
+        drain_seconds: that processes have to finish what they do.
+    """
 
     programs: Sequence[Program]
     environment: Mapping[str, str]
     output: IO[bytes] | None = None
+    stall_seconds: float = 60.0
+    drain_seconds: float = 20.0
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _born: dict[str, float] = field(default_factory=dict)
+    _ears: dict[str, Ear] = field(default_factory=dict)
 
     def start(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="dicom-node-")
+        self._ears = {program.name: Ear(Path(self._folder.name), program.name) for program in self.programs}
         for program in self.programs:
             self._start(program)
 
     def _start(self, program: Program) -> None:
         self._born[program.name] = time.monotonic()
+        ear = self._ears[program.name]
+        ear.forget()
         self._running[program.name] = subprocess.Popen(
             program.command,
-            env={**os.environ, **self.environment},
+            env={**os.environ, **self.environment, "NOTIFY_SOCKET": str(ear.address)},
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=self.output,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -106,7 +163,12 @@ class Supervisor:
 
     def revive(self) -> None:
         for program in self.programs:
-            code = self._running[program.name].poll()
+            process, silence = self._running[program.name], self._ears[program.name].silence()
+            if silence > self.stall_seconds and process.poll() is None:
+                log.error("process gives no sign of life; ending it", process=program.name, seconds=round(silence))
+                process.kill()
+                process.wait()
+            code = process.poll()
             if code is not None and time.monotonic() - self._born[program.name] > 1.0:
                 log.error("process ended; starting it again", process=program.name, exit_code=code)
                 self._start(program)
@@ -118,15 +180,19 @@ class Supervisor:
         """End all programs in the study's order: SIGTERM, then SIGKILL after a grace; the broker goes last."""
         ordered = sorted(self._running.items(), key=lambda item: item[0] == "broker")
         workers = [process for name, process in ordered if name != "broker"]
-        _end(workers)
-        _end([process for name, process in ordered if name == "broker"])
+        grace = self.drain_seconds + _GRACE
+        _end(workers, grace)
+        _end([process for name, process in ordered if name == "broker"], grace)
+        for ear in self._ears.values():
+            ear.close()
+        self._folder.cleanup()
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE
+    deadline = time.monotonic() + grace
     for process in processes:
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
@@ -135,7 +201,8 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Run in a child before its program: it is killed when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -143,9 +210,9 @@ def _die_with_parent() -> None:
 def supervised(settings: Settings, config: Path | None, output: IO[bytes] | None = None) -> Supervisor:
     """The node of these settings, with an embedded broker where none is set."""
     environment = {CONFIG_VARIABLE: str(config.resolve())} if config else {}
-    programs = node_programs()
+    programs = node_programs(settings.receivers)
     if settings.broker is None:
         broker, url = embedded_broker(settings.home)
         environment["DICOM_NODE_BROKER"] = url
         programs = (broker, *programs)
-    return Supervisor(programs, environment, output)
+    return Supervisor(programs, environment, output, settings.stall_seconds, settings.drain_seconds)

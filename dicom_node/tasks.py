@@ -7,22 +7,25 @@ backend, and nothing here needs Redis to keep anything.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.logs import configure as configure_logs
 from dicom_node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from dicom_node.deliver import Deliverer
     from dicom_node.pipeline import Pipeline
 
 log = structlog.get_logger("tasks")
 
 LABEL_QUEUE, DELIVER_QUEUE = "label", "deliver"
+
+#: Priority of messages that wait for all others; Redis serves 0 first.
+_WHEN_IDLE = 9
 
 app = Celery("dicom_node")
 app.conf.update(
@@ -42,6 +45,7 @@ app.conf.update(
     },
     task_routes={
         "dicom_node.label_study": {"queue": LABEL_QUEUE},
+        "dicom_node.prepare": {"queue": LABEL_QUEUE, "priority": _WHEN_IDLE},
         "dicom_node.deliver": {"queue": DELIVER_QUEUE},
     },
 )
@@ -66,7 +70,42 @@ def connect(settings: Settings) -> Celery:
 def _pipeline() -> Pipeline:
     from dicom_node.pipeline import open_pipeline
 
-    return open_pipeline(load_settings())
+    pipeline = open_pipeline(load_settings())
+    pipeline.pressed = lambda: Bell(app).waiting(LABEL_QUEUE) > 0
+    return pipeline
+
+
+def drain() -> None:
+    """This process is to end: what it works on is finished in time or handed back."""
+    if _pipeline.cache_info().currsize:
+        _pipeline().drain()
+    if _deliverer.cache_info().currsize:
+        _deliverer().draining = True
+
+
+def hang_up() -> None:
+    """This process has ended its work: associations that it keeps open are released."""
+    if _deliverer.cache_info().currsize:
+        _deliverer().caller.close()
+
+
+@app.task(name="dicom_node.beat")
+def beat() -> None:
+    """A worker's message to itself; that it arrives is all it says (`worker`)."""
+
+
+@app.task(name="dicom_node.prepare")
+def prepare(study_uid: str) -> None:
+    """Prepare what has come of a growing study; complete studies have their turn first."""
+    if not _pipeline().prepare(study_uid):
+        Bell(app).prepare(study_uid)
+
+
+@cache
+def _deliverer() -> Deliverer:
+    from dicom_node.deliver import open_deliverer
+
+    return open_deliverer(load_settings())
 
 
 @app.task(name="dicom_node.label_study")
@@ -82,8 +121,8 @@ def label_study(study_uid: str) -> None:
 
 @app.task(name="dicom_node.deliver")
 def deliver(report_uid: str, destination: str) -> None:
-    """Send one report to one destination."""
-    _pipeline().deliver(report_uid, destination)
+    """Send one report to one destination, and what else waits for it."""
+    _deliverer().work_off(destination, report_uid)
 
 
 class Bell:
@@ -92,6 +131,13 @@ class Bell:
     def __init__(self, celery: Celery) -> None:
         self.celery = celery
         self._broken = False
+
+    def prepare(self, study_uid: str) -> bool:
+        return self._ring("dicom_node.prepare", study_uid)
+
+    def beat(self, queue: str, expires: float) -> bool:
+        """Into a worker's own queue; forgotten after so many seconds."""
+        return self._ring("dicom_node.beat", queue=queue, expires=expires)
 
     def label(self, study_uid: str) -> bool:
         return self._ring("dicom_node.label_study", study_uid)
@@ -107,9 +153,18 @@ class Bell:
         except (OperationalError, OSError, *_redis_errors()):
             return 0
 
-    def _ring(self, name: str, *arguments: str) -> bool:
+    def time(self) -> float | None:
+        """Seconds since the epoch by the broker's own clock; None when it cannot say."""
         try:
-            self.celery.send_task(name, arguments, retry=False, ignore_result=True)
+            with self.celery.connection_for_read() as connection:
+                seconds, microseconds = connection.default_channel.client.time()
+                return float(seconds + microseconds / 1e6)
+        except (OperationalError, OSError, *_redis_errors()):
+            return None
+
+    def _ring(self, name: str, *arguments: str, **options: Any) -> bool:
+        try:
+            self.celery.send_task(name, arguments, retry=False, ignore_result=True, **options)
         except (OperationalError, OSError) as error:
             if not self._broken:
                 log.warning("the broker is away; the ledger keeps the work until it is back", reason=str(error))
@@ -125,15 +180,3 @@ def _redis_errors() -> tuple[type[Exception], ...]:
     from redis.exceptions import RedisError
 
     return (RedisError,)
-
-
-def run_worker(settings: Settings, arguments: list[str]) -> None:
-    """Celery's own command line, with our defaults in front: `dicom-node worker [CELERY OPTIONS]`.
-
-    The solo pool keeps one loaded model per process and leaves CUDA alone; start several for several GPUs.
-    """
-    configure_logs()
-    connect(settings)
-    defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
-    quiet = ["--without-gossip", "--without-mingle"]
-    app.worker_main(["worker", *defaults, *quiet, *arguments])

@@ -1,4 +1,5 @@
-"""The loop between receiving and labelling: complete studies are queued, silent bells are rung again.
+"""The loop between receiving and labelling: complete studies are queued, silent bells are rung again, growing studies
+are prepared.
 
 One pass is `sweep`; it may be interrupted anywhere and run by several watchers, since every step is one conditional
 change in the ledger. What may take long goes on beside it: archives are asked for counts, and room is made.
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.completion import Known, Steady, judge
+from dicom_node.completion import Known, Steady, judge, to_prepare
 from dicom_node.counts import Counter
 from dicom_node.ledger import Ledger
+from dicom_node.notify import Signs, ready, stopping
+from dicom_node.planes import Planes
 from dicom_node.purge import Purger
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
@@ -43,7 +46,8 @@ def sweep(settings: Settings, ledger: Ledger, bell: Bell, steady_since: float = 
     Args:
         steady_since: from when the clock can be trusted, seconds since the epoch; silence before does not count.
     """
-    ledger.store.set_right(settings.longest_pause, settings.lease_seconds)
+    if moved := ledger.store.set_right(settings.longest_pause, settings.lease_seconds):
+        log.warning("the clock was set back; what was to be waited for is counted anew", rows=moved)
     completed = _complete(settings, ledger, steady_since)
     recovered = ledger.release_expired()
     for study_uid in recovered:
@@ -69,6 +73,10 @@ def _complete(settings: Settings, ledger: Ledger, steady_since: float) -> int:
 def _ring(settings: Settings, ledger: Ledger, bell: Bell) -> int:
     """First bells always; repeated ones while messages wait only rarely, so that a backlog is not doubled."""
     rung = 0
+    for row in ledger.growing(settings.ring_again_seconds) if settings.planes_mib else ():
+        wanted = to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer))
+        if wanted and bell.prepare(row.study_uid):
+            ledger.rung_study(row.study_uid)
     for study_uid in ledger.due_studies(_patience(bell, LABEL_QUEUE, settings)):
         if not bell.label(study_uid):
             return rung
@@ -89,6 +97,7 @@ def _patience(bell: Bell, queue: str, settings: Settings) -> float:
 def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: threading.Event) -> None:
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
+    planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
     steady = Steady(ledger.clock(), time.monotonic())
 
     def look() -> None:
@@ -97,21 +106,27 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
         if steady.since != before.since:
             log.error("the clock was set; silence counts from now on, nothing is purged for its age for a day")
         sweep(settings, ledger, bell, steady.since)
+        planes.drop_older_than(ledger.clock() - 3600 * settings.planes_hours)
 
     counter, purger = Counter(settings, ledger), Purger(settings, ledger, spool, lambda: steady.since)
     loops = [(look, settings.sweep_seconds), (counter.ask, settings.sweep_seconds), (purger.purge, _PURGE_EVERY)]
     beside = [threading.Thread(target=_repeat, args=(*loop, stop), daemon=True) for loop in loops[1:]]
     for thread in beside:
         thread.start()
-    _repeat(*loops[0], stop)
+    ready()
+    _repeat(*loops[0], stop, lambda: signs.give("watching"))
+    stopping()
     for thread in beside:
         thread.join(1.0)
 
 
-def _repeat(work: Callable[[], object], every: float, stop: threading.Event) -> None:
+def _repeat(
+    work: Callable[[], object], every: float, stop: threading.Event, after: Callable[[], object] = lambda: None
+) -> None:
     while not stop.is_set():
         try:
             work()
         except (SQLAlchemyError, OSError) as error:
             log.error("ledger or disk is away; trying again", reason=str(error.args[0]))
+        after()
         stop.wait(every)

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from labeler.order import CHAIN, BodyOrder, ordered
+from labeler.prompts import PlaneName
 from labeler.result import Finding
 from labeler.score import Logits, probabilities
 from labeler.vocabulary import Vocabulary
 
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What the slices of a stack say of each other. Chosen on held-out people; part of a bundle."""
+
+    #: Standard deviation of the weights of neighbours, mm; 0 takes every slice alone.
+    millimetres: float = 0.0
+    #: How the stations of axial stacks follow one another; None lets them come as they may.
+    order: BodyOrder | None = None
+
+    def of(self, logits: Logits, positions: Sequence[float], plane: PlaneName, words: Vocabulary) -> Logits:
+        """Calibrated logits (n, labels) of one stack -> what the whole stack makes of them."""
+        out = smooth(logits, positions, self.millimetres)
+        if self.order is None or plane != "axial" or len(logits) < 3:
+            return out
+        chain = [words.index(name) for name in CHAIN]
+        settled, share = ordered(logits[:, chain], positions, self.order), self.order.share
+        out = out.copy()
+        out[:, chain] = (1 - share) * out[:, chain] + share * settled
+        return out
+
+    def __str__(self) -> str:
+        width = f"gaussian {self.millimetres:g} mm" if self.millimetres else "none"
+        return f"{width}, stations in body order" if self.order else width
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Smoothing:
+        """Every field, no more and no less; KeyError or TypeError tell which."""
+        order = data["order"]
+        if order is not None and (missing := BodyOrder.__dataclass_fields__.keys() - order.keys()):
+            raise KeyError(f"smoothing lacks {', '.join(sorted(missing))}")
+        return cls(float(data["millimetres"]), BodyOrder(**order) if order is not None else None)
 
 
 def smooth(logits: Logits, positions: Sequence[float], millimetres: float) -> Logits:

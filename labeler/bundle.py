@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labeler.aggregate import Smoothing
 from labeler.errors import BundleMismatch, BundleMissing
 from labeler.preprocess import PreprocessSpec
 from labeler.prompts import prompts_sha256
@@ -25,7 +26,7 @@ from labeler.result import BundleInfo
 from labeler.vocabulary import Vocabulary, vocabulary
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,18 @@ class Manifest:
     thresholds: Mapping[str, float]
     #: Per label the probability from which "not sure" is the answer.
     doubt: Mapping[str, float]
-    smoothing_mm: float
+    smoothing: Smoothing
     metrics: Mapping[str, Any]
     fingerprint: str = ""
 
     def to_json(self) -> dict[str, Any]:
         data = {key: value for key, value in self.__dict__.items() if key != "fingerprint"}
-        return {**data, "format": FORMAT, "preprocess": self.preprocess.to_json()}
+        return {
+            **data,
+            "format": FORMAT,
+            "preprocess": self.preprocess.to_json(),
+            "smoothing": self.smoothing.to_json(),
+        }
 
 
 def default_bundle() -> Path:
@@ -76,6 +82,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleMismatch(f"{path}: not of format {FORMAT}; export the bundle anew with this version's training")
     try:
         data["preprocess"] = PreprocessSpec.from_json(data["preprocess"])
+        data["smoothing"] = Smoothing.from_json(data["smoothing"])
         data["scale"], data["bias"] = tuple(data["scale"]), tuple(data["bias"])
         return Manifest(**data, fingerprint=hashlib.sha256(raw).hexdigest())
     except (KeyError, TypeError) as error:
@@ -131,7 +138,7 @@ def info_of(manifest: Manifest) -> BundleInfo:
         weights_sha256=manifest.files["model.safetensors"],
         vocabulary=manifest.vocabulary,
         thresholds=tuple(sorted(manifest.thresholds.items())),
-        smoothing=f"gaussian {manifest.smoothing_mm:g} mm",
+        smoothing=str(manifest.smoothing),
         calibrated=True,
     )
 

@@ -6,7 +6,8 @@ Only attributes and pixels are read here; no network. Whatever is wrong with a f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +23,10 @@ from labeler.slices import SMALLEST_SIDE, FloatImage, Plane, Series, Skip, Skipp
 _RENDERED = {"MIP", "MINIP", "PROJECTION IMAGE", "VOLUME_RENDERED", "VRT", "SCREEN SAVE", "DOSE_INFO", "REPORT"}
 
 
+#: Bytes that the frames of one file may unpack to; as many as uncompressed Pixel Data can have (PS3.5 7.1.1).
+MOST_BYTES = 1 << 32
+
+
 class _Unusable(Exception):
     def __init__(self, reason: Skip, detail: str = "") -> None:
         super().__init__(detail)
@@ -29,31 +34,60 @@ class _Unusable(Exception):
         self.detail = detail
 
 
+@dataclass(frozen=True)
+class Read:
+    """What one file came to: its planes, or why it has none. The place of its sources in a series is still 0."""
+
+    series_instance_uid: str = ""
+    modality: str = ""
+    planes: tuple[Plane, ...] = ()
+    skipped: Skipped | None = None
+
+
 def read_dicom(paths: Iterable[Path], max_side: int) -> list[Series]:
     """Read files, grouped by Series Instance UID; unreadable files form a series of their own kind.
 
     Returns series in the order of their UIDs. A series without any usable plane has no stacks.
     """
+    return series_of(read_file(path, max_side) for path in sorted(paths))
+
+
+def read_file(
+    path: Path, max_side: int, most_bytes: int = MOST_BYTES, progress: Callable[[], None] = lambda: None
+) -> Read:
+    """Read one file; `progress` is called after every frame. Whatever is wrong with the file is told, not raised."""
+    try:
+        dataset = dcmread(path)
+        uid, source = str(dataset.get("SeriesInstanceUID", "")), _source(dataset)
+        modality = str(dataset.get("Modality", ""))
+    except MemoryError:
+        return Read(skipped=Skipped(Source(0), Skip.TOO_LARGE, "its data set"))
+    except Exception as error:  # a file may hold anything, and parsers raise whatever they meet
+        return Read(skipped=Skipped(Source(0), Skip.NOT_DICOM, f"{path.name}: {type(error).__name__}"))
+    try:
+        return Read(uid, modality, tuple(_planes(dataset, max_side, most_bytes, progress)))
+    except _Unusable as problem:
+        skipped = Skipped(source, problem.reason, problem.detail)
+    except MemoryError:
+        skipped = Skipped(source, Skip.TOO_LARGE, "no memory left")
+    except Exception as error:  # likewise a header; the message may quote a patient's data and stays out
+        skipped = Skipped(source, Skip.UNDECODABLE, type(error).__name__)
+    return Read(uid, modality, skipped=skipped)
+
+
+def series_of(files: Iterable[Read]) -> list[Series]:
+    """Files in the order of their places -> series in the order of their UIDs; see `read_dicom`."""
     planes: dict[str, list[Plane]] = defaultdict(list)
     skipped: dict[str, list[Skipped]] = defaultdict(list)
     modalities: dict[str, str] = {}
-    for index, path in enumerate(sorted(paths)):
-        try:
-            dataset = dcmread(path)
-            uid, source = str(dataset.get("SeriesInstanceUID", "")), _source(dataset, index)
-            modalities.setdefault(uid, str(dataset.get("Modality", "")))
-        except Exception as error:  # a file may hold anything, and parsers raise whatever they meet
-            skipped[""].append(Skipped(Source(index), Skip.NOT_DICOM, f"{path.name}: {type(error).__name__}"))
-            continue
-        try:
-            planes[uid] += planes_of(dataset, index, max_side)
-        except _Unusable as problem:
-            skipped[uid].append(Skipped(source, problem.reason, problem.detail))
-        except Exception as error:  # likewise a header; the message may quote a patient's data and stays out
-            skipped[uid].append(Skipped(source, Skip.UNDECODABLE, type(error).__name__))
+    for index, read in enumerate(files):
+        uid = read.series_instance_uid
+        modalities.setdefault(uid, read.modality)
+        planes[uid] += (replace(plane, source=replace(plane.source, index=index)) for plane in read.planes)
+        if read.skipped:
+            skipped[uid].append(replace(read.skipped, source=replace(read.skipped.source, index=index)))
     return [
-        make_series(_modality(modalities.get(uid, "")), planes[uid], skipped[uid], uid or None)
-        for uid in sorted(planes.keys() | skipped.keys())
+        make_series(_modality(modalities[uid]), planes[uid], skipped[uid], uid or None) for uid in sorted(modalities)
     ]
 
 
@@ -61,18 +95,21 @@ def _modality(value: str) -> Modality:
     return cast(Modality, value) if value in ("CT", "MR") else "CT"
 
 
-def planes_of(dataset: FileDataset | Dataset, index: int, max_side: int) -> list[Plane]:
+def _planes(
+    dataset: FileDataset | Dataset, max_side: int, most_bytes: int, progress: Callable[[], None]
+) -> list[Plane]:
     """All planes of one SOP Instance; `_Unusable` with the reason when there is none."""
-    _refuse(dataset)
+    _refuse(dataset, most_bytes)
     frames = int(dataset.get("NumberOfFrames") or 1)
     multiframe = "PerFrameFunctionalGroupsSequence" in dataset
     planes: list[Plane] = []
     for number, pixels in enumerate(_decoded(dataset), start=1):
         groups = _functional_groups(dataset, number - 1) if multiframe else (dataset,)
         columns, rows, origin = _geometry(groups)
-        source = _source(dataset, index, number if frames > 1 or multiframe else None)
+        source = _source(dataset, number if frames > 1 or multiframe else None)
         upright = make_plane(_rescaled(pixels, groups), columns, rows, origin, source, max_side, _spacing(groups))
         planes.append(upright)
+        progress()
     if not planes:
         raise _Unusable(Skip.UNDECODABLE, "no frames")
     if all(np.ptp(plane.pixels) == 0 for plane in planes):
@@ -80,7 +117,7 @@ def planes_of(dataset: FileDataset | Dataset, index: int, max_side: int) -> list
     return planes
 
 
-def _refuse(dataset: Dataset) -> None:
+def _refuse(dataset: Dataset, most_bytes: int) -> None:
     modality = dataset.get("Modality")
     if modality not in ("CT", "MR"):
         raise _Unusable(Skip.MODALITY, f"Modality is {modality or 'absent'}")
@@ -95,6 +132,14 @@ def _refuse(dataset: Dataset) -> None:
         raise _Unusable(Skip.LOCALIZER)
     if "DERIVED" in kinds and kinds & _RENDERED:
         raise _Unusable(Skip.DERIVED, "\\".join(sorted(kinds)))
+    if (unpacked := _unpacked_bytes(dataset)) > most_bytes:
+        raise _Unusable(Skip.TOO_LARGE, f"it would unpack to {unpacked >> 20} MiB, {most_bytes >> 20} MiB are allowed")
+
+
+def _unpacked_bytes(dataset: Dataset) -> int:
+    """What the header declares, before anything is decoded."""
+    pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * int(dataset.get("NumberOfFrames") or 1)
+    return pixels * int(dataset.get("BitsAllocated") or 16) // 8
 
 
 def _values(value: object) -> Sequence[object]:
@@ -103,13 +148,13 @@ def _values(value: object) -> Sequence[object]:
     return (value,) if isinstance(value, str) else tuple(cast(Iterable[object], value))
 
 
-def _source(dataset: Dataset, index: int, frame: int | None = None) -> Source:
+def _source(dataset: Dataset, frame: int | None = None) -> Source:
     try:
         number = int(dataset.get("InstanceNumber") or 0) or None
     except (TypeError, ValueError):
         number = None
     return Source(
-        index,
+        0,
         str(dataset.get("SOPInstanceUID", "")) or None,
         str(dataset.get("SOPClassUID", "")) or None,
         frame,
@@ -125,7 +170,7 @@ def _decoded(dataset: Dataset) -> Iterator[FloatImage]:
             if frame.ndim != 2:
                 raise _Unusable(Skip.COLOUR, f"decoded to {frame.shape}")
             yield frame.astype(np.float32)
-    except _Unusable:
+    except (_Unusable, MemoryError):
         raise
     except Exception as error:
         raise _Unusable(Skip.UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error

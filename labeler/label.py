@@ -10,21 +10,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.aggregate import Mask, decide, doubtful, findings, smooth
+from labeler.aggregate import Mask, Smoothing, decide, doubtful, findings
 from labeler.bundle import default_bundle, file_sha256, info_of, is_bundle, per_label, read_manifest, verify
 from labeler.dicom import read_dicom
 from labeler.errors import InputError
 from labeler.model import Encoders, load_encoders
 from labeler.nifti import read_nifti
-from labeler.preprocess import PreprocessSpec, prepare
-from labeler.prompts import Modality
+from labeler.preprocess import Pictures, PreprocessSpec, prepare
+from labeler.prompts import Modality, PlaneName
 from labeler.result import BundleInfo, SeriesLabels, SliceLabels
-from labeler.score import Calibration, Scorer
+from labeler.score import Calibration, Logits, Scorer
 from labeler.slices import Series, Stack
 from labeler.vocabulary import Vocabulary, vocabulary
 
 #: Called with the number of slices that have just been scored.
 Progress = Callable[[int], None]
+#: `Scorer.logits`, or what stands before it: pictures, modality, plane, batch size -> logits.
+Score = Callable[[Pictures, Modality, PlaneName, int], Logits]
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Labeler:
     spec: PreprocessSpec
     thresholds: NDArray[np.float32]
     doubt: NDArray[np.float32]
-    smoothing_mm: float
+    smoothing: Smoothing
     info: BundleInfo
 
     @classmethod
@@ -56,7 +58,7 @@ class Labeler:
         calibration = Calibration(manifest.scale, manifest.bias)
         scorer = Scorer(load_encoders(folder, device), words, calibration)
         thresholds, doubt = per_label(manifest.thresholds, words), per_label(manifest.doubt, words)
-        return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing_mm, info_of(manifest))
+        return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing, info_of(manifest))
 
     @classmethod
     def _zero_shot(cls, name: str, encoders: Encoders, words: Vocabulary) -> Labeler:
@@ -70,18 +72,31 @@ class Labeler:
             weights_sha256=weights,
             vocabulary=words.version,
             thresholds=tuple((label, 0.5) for label in sorted(words.names)),
-            smoothing="none",
+            smoothing=str(Smoothing()),
             calibrated=False,
         )
         spec = PreprocessSpec(size=size, canvas=max(size, 160))
-        return cls(Scorer(encoders, words), spec, half, half, 0.0, info)
+        return cls(Scorer(encoders, words), spec, half, half, Smoothing(), info)
 
-    def label(self, series: Series, progress: Progress | None = None, batch_size: int = 32) -> SeriesLabels:
-        """Label every plane of a series; a series without planes gets an answer without labels."""
+    def label(
+        self,
+        series: Series,
+        progress: Progress = lambda _: None,
+        batch_size: int = 32,
+        score: Score | None = None,
+    ) -> SeriesLabels:
+        """Label every plane of a series; a series without planes gets an answer without labels.
+
+        Args:
+            score: asked in place of the scorer, batch by batch.
+        """
         slices: list[SliceLabels] = []
         masks: list[Mask] = []
         for stack in series.stacks:
-            p, present = self._stack(stack, series.modality, progress, batch_size)
+            logits = self._logits(stack, series.modality, progress, batch_size, score or self.scorer.logits)
+            positions = [plane.position for plane in stack.planes]
+            settled = self.smoothing.of(logits, positions, stack.plane, self.scorer.words)
+            p, present = decide(settled, self.thresholds, self.scorer.words)
             unsure = doubtful(p, present, self.doubt, self.scorer.words)
             slices += [self._slice(stack, row, p, present, unsure) for row in range(len(stack.planes))]
             masks.append(present)
@@ -99,19 +114,14 @@ class Labeler:
             series_instance_uid=series.series_instance_uid,
         )
 
-    def _stack(
-        self, stack: Stack, modality: Modality, progress: Progress | None, batch_size: int
-    ) -> tuple[NDArray[np.float32], Mask]:
+    def _logits(self, stack: Stack, modality: Modality, progress: Progress, batch_size: int, score: Score) -> Logits:
         pictures = prepare([plane.pixels for plane in stack.planes], stack.mm, modality, self.spec)
         parts = []
         for start in range(0, len(pictures), batch_size):
             part = pictures[start : start + batch_size]
-            parts.append(self.scorer.logits(part, modality, stack.plane, batch_size))
-            if progress:
-                progress(len(part))
-        positions = [plane.position for plane in stack.planes]
-        smoothed = smooth(np.concatenate(parts), positions, self.smoothing_mm)
-        return decide(smoothed, self.thresholds, self.scorer.words)
+            parts.append(score(part, modality, stack.plane, batch_size))
+            progress(len(part))
+        return np.concatenate(parts)
 
     def _slice(self, stack: Stack, row: int, p: NDArray[np.float32], present: Mask, unsure: Mask) -> SliceLabels:
         values = tuple(float(v) for v in p[row])

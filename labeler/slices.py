@@ -34,6 +34,9 @@ class Skip(StrEnum):
     STRAY_ORIENTATION = "orientation differs from the rest of the series"
     TOO_SMALL = "fewer than 32 rows or columns"
     EMPTY = "the picture is of one grey value"
+    TOO_LARGE = "it unpacks to more than may be"
+    TOO_SLOW = "its decoder took too long"
+    CRASHED = "its decoder crashed"
 
 
 @dataclass(frozen=True)

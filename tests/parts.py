@@ -10,15 +10,16 @@ from pydicom.dataset import Dataset
 from rich.console import Console
 
 from dicom_node.dataset import file_header, identify
+from dicom_node.deliver import Deliverer
+from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
 from dicom_node.pipeline import Pipeline
-from dicom_node.receive import as_instance
 from dicom_node.schema import not_labelled
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Delivery, Sender, State
 from labeler.label import Labeler
-from tests.unit.dicom_node.test_spool import SYNTAX, bytes_of
+from tests.unit.dicom_node.test_spool import bytes_of
 
 LABELER = Labeler.load(device="cpu")
 
@@ -46,16 +47,17 @@ class Bench:
         self.spool = Spool(home)
         self.labeler: Any = LABELER
         self.pipeline = Pipeline(self.settings, self.ledger, self.spool, lambda: self.labeler, self.clock)
+        self.deliverer = Deliverer(self.settings, self.ledger, self.clock)
 
     def take(self, images: list[Dataset], cut: int | None = None, peer: str = "ct1") -> str:
         """What the receiver does with pushed images; `cut` keeps only so many bytes of each data set."""
         for image in images:
-            raw = bytes_of(image)[:cut]
-            identity = identify(raw, SYNTAX)
-            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, SYNTAX, "CT1")
+            raw, syntax = bytes_of(image)[:cut], str(image.file_meta.TransferSyntaxUID)
+            identity = identify(raw, syntax)
+            header = file_header(identity.sop_class_uid, identity.sop_instance_uid, syntax, "CT1")
             stored = self.spool.store(identity.study_uid, identity.sop_instance_uid, header, raw)
             self.ledger.add_instance(
-                as_instance(identity, stored, SYNTAX, identity.sop_class_uid, Sender("CT1", "h", peer))
+                as_instance(identity, stored, syntax, identity.sop_class_uid, Sender("CT1", "h", peer))
             )
         return str(images[0].StudyInstanceUID)
 
@@ -65,11 +67,11 @@ class Bench:
         return self.pipeline.label_study(study_uid)
 
     def deliver(self, study_uid: str) -> list[Delivery | None]:
-        return [self.pipeline.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
+        return [self.deliverer.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
 
     def deliver_all(self) -> list[Delivery | None]:
         """What the watcher's bells lead to."""
-        return [self.pipeline.deliver(*due) for due in self.ledger.deliveries.due(30.0)]
+        return [self.deliverer.deliver(*due) for due in self.ledger.deliveries.due(30.0)]
 
     def reasons(self) -> dict[str, int]:
         return dict(self.ledger.counts(not_labelled, not_labelled.c.reason))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from labeler.aggregate import smooth
+from labeler.aggregate import Smoothing
 from labeler.score import Calibration, Logits, probabilities
 from labeler.vocabulary import Vocabulary
 from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
@@ -36,18 +36,18 @@ class Fit:
     calibration: Calibration
     thresholds: NDArray[np.float32]
     doubt: NDArray[np.float32]
-    smoothing_mm: float
+    smoothing: Smoothing
 
-    def logits(self, cosines: Logits, positions: Sequence[float]) -> Logits:
+    def logits(self, cosines: Logits, stack: LabelledStack, words: Vocabulary) -> Logits:
         """Smoothed, calibrated logits of one stack."""
-        return smooth(self.calibration.logits(cosines), positions, self.smoothing_mm)
+        return self.smoothing.of(self.calibration.logits(cosines), stack.positions, stack.plane, words)
 
 
 def fit_all(
     stacks: Sequence[LabelledStack],
     cosines: Sequence[Logits],
     start: Calibration | None,
-    smoothing_mm: float,
+    smoothing: Smoothing,
     words: Vocabulary,
 ) -> Fit:
     """Calibration of single slices, then thresholds of what smoothing makes of them.
@@ -58,12 +58,12 @@ def fit_all(
     states, flat = np.concatenate([stack.states for stack in stacks]), np.concatenate(cosines)
     calibration = calibrate(flat, states, start or common_calibration(flat, states))
     smoothed = [
-        smooth(calibration.logits(cosine), stack.positions, smoothing_mm)
+        smoothing.of(calibration.logits(cosine), stack.positions, stack.plane, words)
         for cosine, stack in zip(cosines, stacks, strict=True)
     ]
     p = probabilities(np.concatenate(smoothed))
     thresholds = choose_thresholds(p, states, words)
-    return Fit(calibration, thresholds, choose_doubt(p, states, thresholds, words), smoothing_mm)
+    return Fit(calibration, thresholds, choose_doubt(p, states, thresholds, words), smoothing)
 
 
 def calibrate(cosines: Logits, states: States, start: Calibration) -> Calibration:

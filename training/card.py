@@ -32,9 +32,9 @@ out; split by person. {synthesis}Licences of the sources (as found; no image is 
 {licences}
 
 ## Figures
-On the held-out people, every slice, the served path: `labeler.prepare`, prompts, smoothing {smoothing:g} mm, stations
-and organs made consistent. Calibration and thresholds of every person were fitted on the other people ({folds} folds);
-the checkpoint and the smoothing were chosen on this split, so expect somewhat less elsewhere.
+On the held-out people, every slice, the served path: `labeler.prepare`, prompts, smoothing ({smoothing}),
+stations and organs made consistent. Calibration and thresholds of every person were fitted on the other people
+({folds} folds); the checkpoint and the smoothing were chosen on this split, so expect somewhat less elsewhere.
 
 | | micro F1 | macro F1 (labels on {enough} slices or more) | mAP |
 | --- | --- | --- | --- |
@@ -99,7 +99,7 @@ def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStac
         thin=", ".join(thin_labels(train)) or "none",
         synthesis=_synthesis(config),
         licences="\n".join(f"- {licence}" for licence in sorted({s.licence for s in train if s.licence})),
-        smoothing=manifest.smoothing_mm,
+        smoothing=manifest.smoothing,
         folds=FOLDS,
         enough=ENOUGH,
         rows="\n".join(

@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from labeler.aggregate import decide, decisions, smooth
+from labeler.aggregate import decide, decisions
 from labeler.label import Labeler
 from labeler.model import Encoders
 from labeler.preprocess import Canvas, Pictures, PreprocessSpec, picture_of_canvas
@@ -82,7 +82,7 @@ def evaluate_bundle(labeler: Labeler, stacks: Sequence[LabelledStack]) -> Metric
     """What `labeler.label` answers for these stacks: smoothed, with the bundle's thresholds, made consistent."""
     words = labeler.scorer.words
     logits = [
-        smooth(score_stack(labeler.scorer, stack, labeler.spec), stack.positions, labeler.smoothing_mm)
+        labeler.smoothing.of(score_stack(labeler.scorer, stack, labeler.spec), stack.positions, stack.plane, words)
         for stack in track(stacks, description="Labelling")
     ]
     decided = [decide(z, labeler.thresholds, words)[1] for z in logits]

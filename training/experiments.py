@@ -17,6 +17,7 @@ from statistics import mean, stdev
 import numpy as np
 from rich.console import Console
 
+from labeler.aggregate import Smoothing
 from labeler.model import load_encoders
 from labeler.score import Scorer, with_directions
 from labeler.vocabulary import vocabulary
@@ -114,7 +115,7 @@ def _trained(
         scorer = with_directions(scorer, np.load(run / "best" / DIRECTIONS))
     held_out = [stack for stack in stacks if stack.split == "val"]
     cosines = [scorer.cosines(stack_pictures(s, config.preprocess), s.modality, s.plane) for s in held_out]
-    metrics = judge(held_out, cosines, None, 0.0, words).metrics
+    metrics = judge(held_out, cosines, None, Smoothing(), words).metrics
     (run / "judged.json").write_text(json.dumps(metrics.to_json()))
     return metrics
 

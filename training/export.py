@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from labeler.aggregate import Smoothing
 from labeler.bundle import MANIFEST, Manifest, file_sha256
 from labeler.model import Encoders, load_encoders
+from labeler.order import BodyOrder
 from labeler.prompts import prompts_sha256
 from labeler.score import Calibration, Scorer
 from labeler.vocabulary import Vocabulary, vocabulary
@@ -28,8 +30,8 @@ from training.judge import Judged, judge
 from training.start import save_checkpoint
 from training.train import score_of
 
-#: Widths of the smoothing along the stack that are tried on the held-out split, mm.
-SMOOTHINGS = (0.0, 3.0, 6.0, 9.0, 13.0)
+#: What is tried along the stack on the held-out split: widths in mm, without and with the order of the body.
+SMOOTHINGS = [Smoothing(width, order) for order in (None, BodyOrder()) for width in (0.0, 3.0, 6.0, 9.0, 13.0)]
 
 
 def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledStack], version: str) -> Metrics:
@@ -43,8 +45,8 @@ def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledSta
     start = Calibration((encoders.logit_scale,) * len(bias), tuple(bias))
     scorer = Scorer(encoders, words, start)
     cosines = [scorer.cosines(stack_pictures(s, config.preprocess), s.modality, s.plane) for s in held_out]
-    judged = {width: judge(held_out, cosines, start, width, words) for width in SMOOTHINGS}
-    smoothing = max(judged, key=lambda width: judged[width].metrics.score)
+    judged = {each: judge(held_out, cosines, start, each, words) for each in SMOOTHINGS}
+    smoothing = max(judged, key=lambda each: judged[each].metrics.score)
     fit = fit_all(held_out, cosines, start, smoothing, words)
     _save_half(encoders, bundle)
     manifest = _manifest(bundle, config, version, fit, judged[smoothing], words)
@@ -66,7 +68,7 @@ def _manifest(bundle: Path, config: Config, version: str, fit: Fit, judged: Judg
         bias=fit.calibration.bias,
         thresholds=_table(words, fit.thresholds),
         doubt=_table(words, fit.doubt),
-        smoothing_mm=fit.smoothing_mm,
+        smoothing=fit.smoothing,
         metrics={**judged.metrics.to_json(), "ece": judged.ece},
     )
 

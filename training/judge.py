@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.aggregate import decide, decisions
+from labeler.aggregate import Smoothing, decide, decisions
 from labeler.score import Calibration, Logits, probabilities
 from labeler.vocabulary import Vocabulary
 from training.calibrate import expected_calibration_error, fit_all
@@ -44,7 +44,7 @@ def judge(
     held_out: Sequence[LabelledStack],
     cosines: Sequence[Logits],
     start: Calibration | None,
-    smoothing_mm: float,
+    smoothing: Smoothing,
     words: Vocabulary,
     folds: int = FOLDS,
 ) -> Judged:
@@ -54,9 +54,9 @@ def judge(
     fits = {}
     for fold in set(fold_of.values()):
         others = [i for i, stack in enumerate(held_out) if fold_of[stack.subject] != fold] or range(len(held_out))
-        fits[fold] = fit_all([held_out[i] for i in others], [cosines[i] for i in others], start, smoothing_mm, words)
+        fits[fold] = fit_all([held_out[i] for i in others], [cosines[i] for i in others], start, smoothing, words)
     own = [fits[fold_of[stack.subject]] for stack in held_out]
-    logits = [fit.logits(c, stack.positions) for fit, c, stack in zip(own, cosines, held_out, strict=True)]
+    logits = [fit.logits(c, stack, words) for fit, c, stack in zip(own, cosines, held_out, strict=True)]
     decided = [decide(z, fit.thresholds, words)[1] for z, fit in zip(logits, own, strict=True)]
     unmended = [decisions(z, fit.thresholds) for z, fit in zip(logits, own, strict=True)]
     return Judged(held_out, logits, decided, measure(held_out, decided, words, logits, unmended))

@@ -22,8 +22,11 @@ _TAKEN = (Comprehensive3DSRStorage, SecondaryCaptureImageStorage)
 class Archive:
     """Keeps reports and sheets under a folder; `with Archive(...) as archive` listens on `archive.port`."""
 
-    def __init__(self, folder: Path, ae_title: str, takes: Sequence[str] = _TAKEN, packed: bool = True) -> None:
-        self.folder, self.ae_title, self.takes, self.packed = folder, ae_title, takes, packed
+    def __init__(
+        self, folder: Path, ae_title: str, takes: Sequence[str] = _TAKEN, packed: bool = True, port: int = 0
+    ) -> None:
+        """`port` 0: a free one."""
+        self.folder, self.ae_title, self.takes, self.packed, self._wanted = folder, ae_title, takes, packed, port
         self._server: ThreadedAssociationServer | None = None
 
     def __enter__(self) -> Archive:
@@ -34,7 +37,7 @@ class Archive:
             syntaxes = [RLELossless, *DEFAULT_TRANSFER_SYNTAXES] if self.packed else DEFAULT_TRANSFER_SYNTAXES
             entity.add_supported_context(sop_class, syntaxes)
         handlers = [(evt.EVT_C_STORE, self._keep), (evt.EVT_C_ECHO, lambda _: 0x0000)]
-        self._server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        self._server = entity.start_server(("127.0.0.1", self._wanted), block=False, evt_handlers=handlers)
         return self
 
     def __exit__(
@@ -70,13 +73,7 @@ class Archive:
     def reports_per_series(self) -> Counter[str]:
         """How many current reports the archive has on each source series; a predecessor does not count."""
         reports = self.reports()
-        replaced = {
-            str(item.ReferencedSOPInstanceUID)
-            for report in reports
-            for study in report.get("PredecessorDocumentsSequence") or []
-            for series in study.ReferencedSeriesSequence
-            for item in series.ReferencedSOPSequence
-        }
+        replaced = {uid for report in reports for uid in replaced_by(report)}
         return Counter(source_series(report) for report in reports if report.SOPInstanceUID not in replaced)
 
 
@@ -84,3 +81,13 @@ def source_series(report: Dataset) -> str:
     """Series Instance UID of the images that a report is about."""
     evidence = report.CurrentRequestedProcedureEvidenceSequence[0]
     return str(evidence.ReferencedSeriesSequence[0].SeriesInstanceUID)
+
+
+def replaced_by(report: Dataset) -> set[str]:
+    """SOP Instance UIDs of the reports that this one succeeds."""
+    return {
+        str(item.ReferencedSOPInstanceUID)
+        for study in report.get("PredecessorDocumentsSequence") or []
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }

@@ -162,9 +162,9 @@ def test_the_study_is_sent_when_every_destination_has_every_report(ledger: Ledge
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs", "vna"], "ct1")
     for destination, expected in (("pacs", State.REPORTED), ("vna", State.SENT)):
-        due = ledger.deliveries.claim("9.1", destination, 30)
+        due = ledger.deliveries.claim(destination, 30, report_uid="9.1")
         assert due is not None
-        assert ledger.deliveries.claim("9.1", destination, 30) is None
+        assert ledger.deliveries.claim(destination, 30, report_uid="9.1") is None
         ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
         assert state(ledger) == expected
 
@@ -174,7 +174,7 @@ def test_a_failed_delivery_needs_a_person_and_can_be_retried(ledger: Ledger) -> 
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    due = ledger.deliveries.claim("9.1", "pacs", 30)
+    due = ledger.deliveries.claim("pacs", 30, report_uid="9.1")
     assert due is not None
     ledger.deliveries.settle(due, Delivery.FAILED, "0xC001 no")
     row = ledger.study("1.2")
@@ -190,11 +190,11 @@ def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: SetClo
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    lost = ledger.deliveries.claim("9.1", "pacs", 30)
+    lost = ledger.deliveries.claim("pacs", 30, report_uid="9.1")
     assert lost is not None
     clock.now += 31
     assert ledger.deliveries.due(30) == [("9.1", "pacs")]
-    second = ledger.deliveries.claim("9.1", "pacs", 30)
+    second = ledger.deliveries.claim("pacs", 30, report_uid="9.1")
     assert second is not None
     ledger.deliveries.settle(second, Delivery.SENT, "0x0000")
     ledger.deliveries.settle(lost, Delivery.WAITING, "too late")

@@ -10,8 +10,15 @@ from pydicom import dcmread, dcmwrite
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from dicom_node.dataset import file_header, identify, patient_key
+from dicom_node.dataset import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION,
+    file_header,
+    identify,
+    patient_key,
+)
 from dicom_node.errors import NotUnderstood
+from dicom_node.uids import is_uid
 from tests.factories import a_series
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (
@@ -86,3 +93,81 @@ def test_header_and_data_set_make_a_file():
     assert read.SOPInstanceUID == image.SOPInstanceUID
     assert read.file_meta.SourceApplicationEntityTitle == "CT1"
     dcmwrite(BytesIO(), read, enforce_file_format=True)
+
+
+def test_the_header_is_what_pydicom_would_write():
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.filewriter import write_file_meta_info
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.34"
+    meta.TransferSyntaxUID, meta.SourceApplicationEntityTitle = EXPLICIT, "CT1"
+    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+    buffer = BytesIO()
+    write_file_meta_info(buffer, meta)
+    assert file_header("1.2.840.10008.5.1.4.1.1.2", "1.2.34", EXPLICIT, "CT1")[132:] == buffer.getvalue()
+
+
+def sequences(count: int, vr: bytes = b"SQ", open_end: bool = True) -> bytes:
+    """Referenced Image Sequence of undefined length with so many items, each with an element in it."""
+    inner = b"\x08\0\x50\x11" + (b"\x02\0\0\0" if vr == b"UN" else b"UI\x02\0") + b"1\0"
+    item = b"\xfe\xff\0\xe0\xff\xff\xff\xff" + inner + b"\xfe\xff\x0d\xe0\0\0\0\0"
+    return b"\x08\0\x40\x11" + vr + b"\0\0\xff\xff\xff\xff" + item * count + b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+def with_sequence(sequence: bytes) -> bytes:
+    """An image in Explicit VR with a sequence in group 0008."""
+    raw = encoded(EXPLICIT)
+    place = raw.index(b"\x10\0\x10\0")
+    return raw[:place] + sequence + raw[place:]
+
+
+@pytest.mark.parametrize("vr", [b"SQ", b"UN"])
+def test_sequences_of_undefined_length_are_passed_over(vr: bytes):
+    assert identify(with_sequence(sequences(50, vr)), EXPLICIT) == identify(encoded(EXPLICIT), EXPLICIT)
+
+
+def test_sequences_nested_deeper_than_any_stack_are_passed_over():
+    opened = b"\x08\0\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\0\xe0\xff\xff\xff\xff"
+    closed = b"\xfe\xff\x0d\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    deep = with_sequence(opened * 20_000 + closed * 20_000)
+    assert identify(deep, EXPLICIT) == identify(encoded(EXPLICIT), EXPLICIT)
+    with pytest.raises(NotUnderstood):
+        identify(with_sequence(opened * 20_000), EXPLICIT)
+
+
+def test_an_endless_sequence_before_the_uids_costs_no_memory():
+    import tracemalloc
+
+    raw = with_sequence(sequences(150_000))
+    tracemalloc.start()
+    with pytest.raises(NotUnderstood, match="more than 200000 elements"):
+        identify(memoryview(raw), EXPLICIT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < len(raw) + (1 << 20)
+
+
+def test_a_patient_id_in_another_script_is_read_in_its_character_set():
+    image = a_series("leg", 1)[0]
+    image.SpecificCharacterSet, image.PatientID = "ISO_IR 144", "Ж-17"
+    buffer = DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = False, True
+    write_dataset(buffer, image)
+    assert identify(buffer.getvalue(), EXPLICIT).patient_key == patient_key("Ж-17", "")
+
+
+@given(st.data())
+def test_a_damaged_head_is_read_or_not_understood(data: st.DataObject):
+    raw = bytearray(encoded(EXPLICIT)[:400])
+    for _ in range(data.draw(st.integers(0, 8))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        found = identify(bytes(raw), EXPLICIT)
+    except NotUnderstood:
+        return
+    assert all(map(is_uid, (found.study_uid, found.series_uid, found.sop_instance_uid)))
+
+
+def test_the_encoding_is_seen_not_believed():
+    assert identify(encoded(IMPLICIT), EXPLICIT) == identify(encoded(EXPLICIT), IMPLICIT)

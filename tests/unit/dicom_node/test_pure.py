@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node.completion import by_quiet_time
-from dicom_node.pipeline import pause
+from dicom_node.patience import pause
 from dicom_node.study import TRANSITIONS, State
 from dicom_node.uids import content_of, derived, is_uid, report_series_uid, report_uid
 

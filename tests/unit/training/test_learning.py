@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from labeler.aggregate import Smoothing
 from labeler.label import Labeler
 from labeler.preprocess import Canvas, PreprocessSpec, picture_of_canvas, ruler_pixels
 from labeler.score import Calibration, probabilities
@@ -178,9 +179,9 @@ def test_nobody_is_judged_by_a_fit_that_has_seen_them():
     random = np.random.default_rng(0)
     cosines = [random.normal(0, 0.1, s.states.shape).astype(np.float32) + 0.3 * (s.states == PRESENT) for s in stacks]
     start = Calibration((10.0,) * len(WORDS.labels), (-2.0,) * len(WORDS.labels))
-    before = judge(stacks, cosines, start, 0.0, WORDS, folds=6)
+    before = judge(stacks, cosines, start, Smoothing(), WORDS, folds=6)
     stacks[0] = replace(stacks[0], states=np.roll(stacks[0].states, 1, axis=1))
-    after = judge(stacks, cosines, start, 0.0, WORDS, folds=6)
+    after = judge(stacks, cosines, start, Smoothing(), WORDS, folds=6)
     assert np.array_equal(before.logits[0], after.logits[0])
     assert not np.array_equal(before.logits[1], after.logits[1])
 

@@ -1,0 +1,74 @@
+"""Readiness and signs of life: to whoever supervises this process, by sd_notify(3), and to the ledger for `status`.
+
+A supervisor (systemd, or `dicom-node up`) names a datagram socket in NOTIFY_SOCKET; without one, nothing is said. A
+process that has once told that it lives, and then is silent for the watchdog's time, is ended and started again.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node.ledger import Ledger
+from dicom_node.study import Pulse
+
+log = structlog.get_logger("notify")
+
+
+def ready() -> None:
+    """What this process is for works now."""
+    _tell("READY=1")
+
+
+def stopping() -> None:
+    """No new work is taken; what runs is finished."""
+    _tell("STOPPING=1")
+
+
+class Signs:
+    """The signs of one process, one in so many seconds. The ledger is told from a thread: it may be away or slow."""
+
+    def __init__(self, ledger: Ledger, process: str, every: float) -> None:
+        self.ledger, self.every = ledger, every
+        self.process = process if "@" in process else f"{process}@{socket.gethostname()}"
+        self._told_at = float("-inf")
+        self._doing: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="signs", daemon=True).start()
+
+    def give(self, doing: str) -> None:
+        """This process lives."""
+        if time.monotonic() - self._told_at >= self.every:
+            self._told_at = time.monotonic()
+            _tell("WATCHDOG=1")
+            if self._doing.empty():
+                self._doing.put(doing)
+
+    def until(self, stop: threading.Event, doing: str) -> None:
+        """Ready; then give signs until told to stop."""
+        ready()
+        while not stop.wait(self.every):
+            self.give(doing)
+        stopping()
+
+    def _write(self) -> None:
+        while True:
+            doing = self._doing.get()
+            try:
+                self.ledger.pulses.enter(Pulse(self.process, doing, self.ledger.clock()))
+            except SQLAlchemyError as error:
+                log.error("the ledger is away", process=self.process, reason=str(error.args[0]))
+
+
+def _tell(state: str) -> None:
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as wire:
+            wire.setblocking(False)
+            wire.sendto(state.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

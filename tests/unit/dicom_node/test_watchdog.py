@@ -1,0 +1,102 @@
+"""The watchdog's judgement, without a worker; and the supervisor's ear, with a real socket."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dicom_node import notify
+from dicom_node.completion import to_prepare
+from dicom_node.supervise import Ear
+from dicom_node.watchdog import Watchdog
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def dog() -> Watchdog:
+    return Watchdog(patience=60, longest_task=3600, clock=Clock())
+
+
+def after(dog: Watchdog, seconds: float) -> str | None:
+    dog.clock.now += seconds  # type: ignore[attr-defined]
+    return dog.complaint()
+
+
+def test_a_beat_that_is_not_heard_in_time_tells_of_a_stall(dog: Watchdog) -> None:
+    dog.sent(True)
+    assert after(dog, 59) is None
+    dog.sent(True)
+    assert "took nothing from the broker for 61 s" in str(after(dog, 2))
+
+
+def test_a_beat_that_is_heard_tells_of_life(dog: Watchdog) -> None:
+    for _ in range(10):
+        dog.sent(True)
+        assert after(dog, 30) is None
+        dog.heard()
+
+
+def test_a_broker_that_is_away_is_not_the_consumers_fault(dog: Watchdog) -> None:
+    dog.sent(True)
+    after(dog, 50)
+    dog.sent(False)
+    assert after(dog, 50) is None
+    dog.sent(True)
+    assert after(dog, 59) is None
+
+
+def test_a_busy_worker_may_leave_beats_unheard_but_not_for_ever(dog: Watchdog) -> None:
+    dog.sent(True)
+    dog.began("a")
+    assert after(dog, 3000) is None
+    assert "one task has taken 3601 s" in str(after(dog, 601))
+    dog.ended("a")
+    assert dog.complaint() is None
+    assert dog.busy_for == 0
+
+
+def test_a_worker_of_several_slots_must_hear_while_one_is_free(dog: Watchdog) -> None:
+    dog.slots = 2
+    dog.began("a")
+    dog.sent(True)
+    assert "took nothing" in str(after(dog, 61))
+    dog.began("b")
+    assert dog.complaint() is None
+    dog.ended("a")
+    assert dog.busy_for == 0
+    assert dog.complaint() is None
+
+
+def test_signs_reach_whoever_supervises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ear = Ear(tmp_path, "label")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(ear.address))
+    assert ear.silence() == 0
+    notify.ready()
+    assert ear.silence() == 0
+    assert ear._heard_at is None
+    notify._tell("WATCHDOG=1")
+    assert 0 <= ear.silence() < 1
+    assert ear._heard_at is not None
+    ear.forget()
+    assert ear._heard_at is None
+    ear.close()
+    notify.ready()  # nobody listens any more: no harm
+    os.environ.pop("NOTIFY_SOCKET")
+
+
+@pytest.mark.parametrize(
+    ("last_at", "prepared_at", "wanted"),
+    [(100, 0, True), (100, 99, True), (100, 110, True), (100, 130, False), (100, 131, False), (140, 131, True)],
+)
+def test_a_study_is_prepared_when_it_has_grown_and_once_more_when_it_is_silent(
+    last_at: float, prepared_at: float, wanted: bool
+) -> None:
+    assert to_prepare(last_at, prepared_at, 30) == wanted
