@@ -6,7 +6,8 @@ The listing is the journey::
     settings    the only reader of the configuration file and the environment
     receive     C-ECHO and C-STORE SCP: who may come in; bytes -> spool -> 0x0000
     spool       the disk: temporary file, fsync, rename; alone in touching the studies' files
-    ledger      the truth about studies, reports and deliveries (SQL)
+    ledger      the truth about studies, reports and deliveries (SQL); migrations brings its schema up
+    mpps        MPPS SCP: the scanner says which images it has made
     completion  pure: is this study complete?
     watch       spool and ledger -> completion -> bell
     tasks       the Celery app; a task takes an id
@@ -19,6 +20,7 @@ The listing is the journey::
     send        C-STORE SCU: what is sent, and what the answer means
     call        associations that we open, TLS, kept for the next object
     health      what stands still, grows or disagrees
+    purge       what is delivered leaves the spool after a while
 
 Imports run down this list only; `pipeline`, `reading` and `report` alone know `labeler`, and nothing that receives
 loads torch.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
-from dicom_node import __version__
+from dicom_node import __version__, mpps
 from dicom_node.audit import AUDIT_CLASSES
 from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
@@ -95,13 +95,23 @@ As SCU, of peers with `commitment = true`: an N-ACTION for every object right af
 its own; the N-EVENT-REPORT is taken on any association to our port in which the archive proposes the SCP role. What is
 not committed is sent again; what is not answered for within 10 minutes, doubling up to a day, too. As SCP, for peers
 with a host and a port that may `push`: an object is committed when it is durable in the spool and known to the ledger;
-Failure Reasons {no_object} and {class_conflict}. The N-EVENT-REPORT goes out on an association of its own, with the SCP
-role proposed, and is tried again until it is taken.
+Failure Reasons {no_object} and {class_conflict}. It stays so for `retention_days` ({retention:g} by default) after the
+answer; what has left the spool is answered as not held. The N-EVENT-REPORT goes out on an association of its own, with
+the SCP role proposed, and is tried again until it is taken.
 
 ### 5.2 Query
 
 Of peers with `check_patient = true`: before every delivery a C-FIND on STUDY level with the Study Instance UID,
-returning Patient ID. A study that is filed there under another Patient ID than its images had is held.
+returning Patient ID. A study that is filed there under another Patient ID than its images had is held. Of peers with
+`counts = true`: the same, returning Number of Study Related Instances, while images of a study have paused.
+
+### 5.3 Modality Performed Procedure Step
+
+SCP, for peers that may `push`: N-CREATE and N-SET. Of their attributes the Study Instance UID of the first item of the
+Scheduled Step Attributes Sequence, the Performed Procedure Step Status and the Referenced Image Sequences are kept:
+they tell when a study is complete. No attribute is required beyond these. There is no N-GET and no forwarding.
+
+{steps}
 
 ## 6 Verification
 
@@ -195,6 +205,8 @@ def statement(words: Vocabulary) -> str:
         ),
         no_object=f"0x{NO_SUCH_OBJECT:04X}",
         class_conflict=f"0x{CLASS_CONFLICT:04X}",
+        retention=shown.retention_days,
+        steps=_table(("status", "meaning"), _STEP_STATUSES),
         stored=", ".join(f"0x{status:04X}" for status in sorted(STORED)),
         template=_table(("below", "concept", "relationship", "type", "times"), _rows()),
         codes=_table(("code", "meaning", "kind"), _codes(words)),
@@ -208,7 +220,23 @@ _OVERVIEW = [
     ("Storage of Secondary Captures (evidence sheets)", "yes", "yes"),
     ("Storage Commitment Push Model", "yes", "yes"),
     ("Study Root Query/Retrieve, FIND", "yes", "no"),
-    ("MOVE, GET, Worklist, MPPS", "no", "no"),
+    ("Modality Performed Procedure Step", "no", "yes"),
+    ("MOVE, GET, Worklist", "no", "no"),
+]
+
+
+_STEP_STATUSES = [
+    (f"0x{mpps.SUCCESS:04X}", "entered"),
+    (
+        f"0x{mpps.INVALID_VALUE:04X}",
+        "no such status, or a step that does not begin IN PROGRESS",
+    ),
+    (f"0x{mpps.PROCESSING_FAILURE:04X}", f"the step has ended (Error ID 0x{mpps.MAY_NOT_BE_UPDATED:04X})"),
+    (f"0x{mpps.DUPLICATE:04X}", "the step has begun already"),
+    (f"0x{mpps.NO_SUCH_OBJECT:04X}", "no such step has begun"),
+    (f"0x{mpps.INVALID_OBJECT:04X}", "the step has no valid SOP Instance UID"),
+    (f"0x{mpps.MISSING_ATTRIBUTE:04X}", "no Study Instance UID"),
+    (f"0x{mpps.NOT_AUTHORISED:04X}", "the peer may not push"),
 ]
 
 

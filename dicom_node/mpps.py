@@ -122,7 +122,7 @@ class PerformedSteps:
         except SQLAlchemyError as error:
             log.error("the ledger failed", reason=str(error.args[0]))
             return PROCESSING_FAILURE, None
-        log.info("performed step", study_uid=step.study_uid, status=step.status, images=len(step.images))
+        log.info("performed step", study_uid=step.study_uid, status=step.status.value, images=len(step.images))
         return SUCCESS, None
 
     def _create(self, event: evt.Event, peer: Peer) -> PerformedStep:
