@@ -121,10 +121,11 @@ The source's single character set, else ISO_IR 192; any that pydicom decodes is 
 
 ## 9 Security
 
-Associations are told apart by AE title and host. With a [tls] table the node also listens for TLS, on port {tls_port} unless
-that table says otherwise, and calls peers that have `tls = true` over TLS only; in plain such a peer is rejected. TLS 1.2 with
-ECDHE key exchange and AEAD ciphers, or 1.3; both sides show a certificate of a configured CA (PS3.15 B.12, BCP 195 RFC 8996,
-9325 TLS Secure Transport Connection Profile). Certificates are read again when their files change. Revocation is not checked.
+Associations are told apart by AE title and host. With a [tls] table the node also listens for TLS, on port {tls_port}
+unless that table says otherwise, and calls peers that have `tls = true` over TLS only; in plain such a peer is rejected.
+TLS 1.2 with ECDHE key exchange and AEAD ciphers, or 1.3; both sides show a certificate of a configured CA (PS3.15 B.12,
+BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile). Certificates are read again when their files change.
+Revocation is not checked.
 """
 
 _MEANS = {
