@@ -29,6 +29,8 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
 corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
 app.add_typer(corrections_app, name="corrections")
+deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
+app.add_typer(deliveries_app, name="deliveries")
 console = Console()
 complaints = Console(stderr=True)
 
@@ -100,14 +102,17 @@ def chaos(
         Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
     ] = None,
     ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
-    patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
+    pacs: Annotated[str, typer.Option(help="archive (the demo's) or orthanc (where it is installed).")] = "archive",
+    patience: Annotated[
+        float, typer.Option(help="Seconds in which, after the last blow, a study must come to its end.")
+    ] = 120.0,
     without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
     from dicom_node.chaos.rehearse import Wish, rehearse
 
-    wish = Wish(studies, seed, blows, home, ledger, patience, frozenset(without or ()))
+    wish = Wish(studies, seed, blows, home, ledger, pacs, patience, frozenset(without or ()))
     if not rehearse(wish, console, json):
         raise typer.Exit(1)
 
@@ -185,10 +190,12 @@ def worker(context: typer.Context) -> None:
 @explained
 def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """C-ECHO a peer."""
+    from dicom_node.call import Caller
     from dicom_node.send import echo as ask
 
     wanted = settings()
-    ask(wanted.peer(peer), wanted.ae_title)
+    with Caller(wanted) as caller:
+        ask(wanted.peer(peer), caller)
     console.print(f"[green]{peer} answers[/green]")
 
 
@@ -196,11 +203,13 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the setting
 @explained
 def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """Ask a peer which objects it would take, in which transfer syntaxes; no object is sent."""
+    from dicom_node.call import Caller
     from dicom_node.send import preflight as ask
     from dicom_node.status import accepted
 
     wanted = settings()
-    table, takes_reports = accepted(ask(wanted.peer(peer), wanted.ae_title), peer)
+    with Caller(wanted) as caller:
+        table, takes_reports = accepted(ask(wanted.peer(peer), caller), peer)
     console.print(table)
     if not takes_reports:
         raise typer.Exit(1)
@@ -215,13 +224,15 @@ def send(
     """C-STORE files to a peer."""
     from rich.progress import track
 
+    from dicom_node.call import Caller
     from dicom_node.send import store
 
     wanted = settings()
     to = wanted.peer(peer)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in track(files, description=f"Sending to {peer}", console=console):
-        store(file, to, wanted.ae_title)
+    with Caller(wanted) as caller:
+        for file in track(files, description=f"Sending to {peer}", console=console):
+            store(file, to, caller)
     console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
 
 
@@ -356,6 +367,38 @@ def corrections_export(
 
     written = export(Ledger(settings().ledger_url), folder)
     console.print(f"{written} corrected series in {folder}")
+
+
+@deliveries_app.callback(invoke_without_command=True)
+@explained
+def deliveries(
+    context: typer.Context,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """List what has not arrived yet: who waits for it, since which attempt, and the answer so far."""
+    if context.invoked_subcommand is None:
+        from dicom_node.ledger import Ledger
+        from dicom_node.status import owed
+
+        for part in owed(Ledger(settings().ledger_url), failed, to):
+            console.print(part)
+
+
+@deliveries_app.command("retry")
+@explained
+def deliveries_retry(
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all, or all to one peer.")] = None,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """Try now what failed or waits; a destination that rests is tried with one delivery first."""
+    from dicom_node.errors import Quarantine
+    from dicom_node.ledger import Ledger
+
+    due = Ledger(settings().ledger_url).deliveries.retry_all(to, report)
+    if not due:
+        raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
+    console.print(f"{due} deliveries are due now")
 
 
 @config_app.command("check")

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import structlog
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from dicom_node.admission import admit
+from dicom_node.call import Caller, at
 from dicom_node.errors import Quarantine, Retry
 from dicom_node.ledger import Ledger
-from dicom_node.send import PLAIN, Stored, associated, at
+from dicom_node.send import PLAIN, Stored
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from dicom_node.uids import derived, is_uid
@@ -42,7 +44,7 @@ Answer = tuple[int, None]
 # -- our questions -------------------------------------------------------------------------------------------------
 
 
-def ask(peer: Peer, calling_ae: str, transaction_uid: str, stored: Stored) -> None:
+def ask(peer: Peer, caller: Caller, transaction_uid: str, stored: Stored) -> None:
     """Ask a peer to answer for an object that it has stored; the answer comes to the receiver.
 
     Raises:
@@ -53,15 +55,21 @@ def ask(peer: Peer, calling_ae: str, transaction_uid: str, stored: Stored) -> No
     request = Dataset()
     request.TransactionUID = transaction_uid
     request.ReferencedSOPSequence = [_reference(str(stored.sop_class_uid), stored.sop_instance_uid)]
-    with associated(peer, calling_ae, [(StorageCommitmentPushModel, PLAIN)]) as association:
+
+    def work(association: Association) -> int | None:
         answer, _ = association.send_n_action(
             request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
-    status = answer.get("Status")
-    if status is None:
-        raise Retry(f"{at(peer)}: no answer to N-ACTION")
+        return _status_of(answer)
+
+    status = caller.call(peer, [(StorageCommitmentPushModel, PLAIN)], work)
     if status != SUCCESS:
         raise Quarantine(f"{at(peer)} answered N-ACTION with 0x{status:04X}")
+
+
+def _status_of(answer: Dataset) -> int | None:
+    status = answer.get("Status")
+    return None if status is None else int(status)
 
 
 def _reference(sop_class_uid: str, sop_instance_uid: str, failure: int | None = None) -> Dataset:
@@ -98,7 +106,7 @@ def judged(request: Dataset, held: Callable[[str], str | None]) -> Dataset:
     return answer
 
 
-def tell(peer: Peer, calling_ae: str, answer: Dataset) -> Stored:
+def tell(peer: Peer, caller: Caller, answer: Dataset) -> Stored:
     """Bring an answer to who asked; we act as SCP on an association that we open (PS3.4 J.3.3.1.1).
 
     Raises:
@@ -106,12 +114,16 @@ def tell(peer: Peer, calling_ae: str, answer: Dataset) -> Stored:
     """
     roles = [build_role(StorageCommitmentPushModel, scu_role=False, scp_role=True)]
     event_type = _SOME if "FailedSOPSequence" in answer else _ALL
-    with associated(peer, calling_ae, [(StorageCommitmentPushModel, PLAIN)], roles) as association:
+
+    def work(association: Association) -> int | None:
         status, _ = association.send_n_event_report(
             answer, event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
         )
-    if status.get("Status") != SUCCESS:
-        raise Retry(f"{at(peer)} did not take our answer about storage commitment: {status.get('Status')}")
+        return _status_of(status)
+
+    status = caller.call(peer, [(StorageCommitmentPushModel, PLAIN)], work, roles)
+    if status != SUCCESS:
+        raise Retry(f"{at(peer)} did not take our answer about storage commitment: 0x{status:04X}")
     return Stored(SUCCESS, UID(StorageCommitmentPushModel), str(answer.TransactionUID))
 
 

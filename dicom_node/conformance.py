@@ -74,15 +74,21 @@ a report of ours corrects it.
 
 ## 5 Storage SCU
 
-One association per object, to each peer that may get `reports`. Of the report all its classes of the table are
+To each peer that may get `reports`, any number of objects over one association, which is released when nothing was
+sent for `idle_seconds`; at most `parallel` deliveries at a time. Of the report all its classes of the table are
 proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
 derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
 encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out.
 
 {sent}
 
-Stored: {stored}. Tried again with growing pauses: 0xA7xx, 0x0110, 0x0210, no answer, no association. All other answers
-lay the delivery aside with the archive's words.
+Stored: {stored}, other warnings, and 0x0111, since nothing but the same object has its UID. Tried again with growing
+pauses: 0xA7xx, 0x0210, 0x0213, no answer, no association; 0x0110 too, but ten times at most. All other answers lay the
+delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID. A peer that
+fails several times in a row rests, and is then tried with one object at a time.
+
+A peer with `tls = true` is called over TLS only (1.2 with ECDHE and AEAD, or 1.3), with our certificate. Its own must
+come from the CA of the settings and name the host that we call, unless `verify_names = false`.
 
 ### 5.1 Storage commitment
 
@@ -122,7 +128,7 @@ The source's single character set, else ISO_IR 192; any that pydicom decodes is 
 ## 9 Security
 
 Associations are told apart by AE title and host. With a [tls] table the node also listens for TLS, on port {tls_port}
-unless that table says otherwise, and calls peers that have `tls = true` over TLS only; in plain such a peer is rejected.
+unless that table says otherwise, and calls peers that have `tls = true` over TLS only; in plain such a one is rejected.
 TLS 1.2 with ECDHE key exchange and AEAD ciphers, or 1.3; both sides show a certificate of a configured CA (PS3.15 B.12,
 BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile). Certificates are read again when their files change.
 Revocation is not checked.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
+from dicom_node.call import Caller
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.send import objects_of
@@ -27,6 +28,7 @@ class Counter:
 
     def __init__(self, settings: Settings, ledger: Ledger, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.ledger, self.monotonic = settings, ledger, monotonic
+        self._caller = Caller(settings)
         self._not_before: dict[str, float] = {}
 
     def ask(self) -> int:
@@ -50,7 +52,7 @@ class Counter:
         if self.monotonic() < self._not_before.get(peer.name, 0.0):
             return False
         try:
-            objects = objects_of(peer, self.settings.ae_title, row.study_uid)
+            objects = objects_of(peer, self._caller, row.study_uid)
         except NodeError as reason:
             self._not_before[peer.name] = self.monotonic() + _RESPITE
             log.warning("images not counted; the quiet time decides", peer=peer.name, reason=str(reason))

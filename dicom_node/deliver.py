@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from logging import ERROR, INFO
 
 import structlog
@@ -16,11 +15,12 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
+from dicom_node.call import Caller
 from dicom_node.commitment import ask, tell
-from dicom_node.errors import NotTaken, Quarantine, Retry
+from dicom_node.errors import ConfigurationError, NodeError, NotTaken, Quarantine, Retry, Stumbled
 from dicom_node.gate import evidence_of, passed, passed_sheet
 from dicom_node.ledger import Ledger
-from dicom_node.patience import delivery_lease, pause
+from dicom_node.patience import delivery_lease, pause, rest
 from dicom_node.rendition import rendition
 from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
@@ -32,45 +32,72 @@ log = structlog.get_logger("deliver")
 
 #: Seconds that an archive has for its first answer about storage commitment; doubles with every attempt.
 _COMMITMENT_PATIENCE = 600.0
+#: Attempts at an object on which its destination fails without a reason; with the pauses between, some ten minutes.
+_TRIES = 10
+#: Seconds that one destination's queue is worked off before another's gets its turn.
+_TURN = 10.0
 
 
-@dataclass
 class Deliverer:
-    """The parts that bring a report to where it is owed."""
+    """The parts that bring reports to where they are owed."""
 
-    settings: Settings
-    ledger: Ledger
-    clock: Callable[[], float] = time.time
+    def __init__(self, settings: Settings, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
+        self.settings, self.ledger, self.clock = settings, ledger, clock
+        self.caller = Caller(settings)
+        #: Set when this process is to end: no turn goes on.
+        self.draining = False
 
-    def deliver(self, report_uid: str, destination: str) -> Delivery | None:
-        """Send one report to one destination; None when there was nothing to do."""
-        due = self.ledger.deliveries.claim(report_uid, destination, delivery_lease(self.settings.lease_seconds))
+    def work_off(self, destination: str, first: str, seconds: float = _TURN) -> None:
+        """Deliver a report, then whatever else is due to its destination, until nothing is or its turn is over.
+
+        So a queue leaves over one association, and a bell that finds the destination busy may be dropped.
+        """
+        until = self.clock() + seconds
+        self.deliver(first, destination)
+        while not self.draining and self.clock() < until and self.deliver(None, destination) is not None:
+            pass
+
+    def deliver(self, report_uid: str | None, destination: str) -> Delivery | None:
+        """Send one report, or the one that fell due first, to a destination; None when there was nothing to do."""
+        due = self._claimed(report_uid, destination)
         if due is None:
             return None
         try:
             stored = self._send(due)
-        except Retry as reason:
-            wait = pause(due.attempt, self.settings.longest_pause)
-            self.ledger.deliveries.settle(due, Delivery.WAITING, str(reason), self.clock() + wait)
-            log.warning(
-                "delivery postponed",
-                report_uid=report_uid,
-                attempt=due.attempt,
-                again_in=round(wait),
-                reason=str(reason),
-            )
-            return Delivery.WAITING
+        except Stumbled as reason:
+            return self._postponed(due, reason) if due.attempt < _TRIES else self._given_up(due, reason)
+        except (Retry, ConfigurationError) as reason:
+            return self._postponed(due, reason)
         except Quarantine as reason:
-            spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
-            state = Delivery.LEFT_OUT if spared else Delivery.FAILED
-            self.ledger.deliveries.settle(due, state, str(reason))
-            log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=report_uid, reason=str(reason))
-            return state
-        log.info("delivered", report_uid=report_uid, destination=destination, answer=str(stored))
+            return self._given_up(due, reason)
+        log.info("delivered", report_uid=due.report_uid, destination=destination, answer=str(stored))
         if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:
             return self._ask_commitment(due, stored)
         self.ledger.deliveries.settle(due, Delivery.SENT, str(stored), sent_uid=stored.sop_instance_uid)
         return Delivery.SENT
+
+    def _claimed(self, report_uid: str | None, destination: str) -> DueDelivery | None:
+        parallel = next((peer.parallel for peer in self.settings.peers if peer.name == destination), 1)
+        lease = delivery_lease(self.settings.lease_seconds)
+        return self.ledger.deliveries.claim(destination, lease, parallel, report_uid)
+
+    def _postponed(self, due: DueDelivery, reason: NodeError, told: str = "", sent_uid: str = "") -> Delivery:
+        wait = pause(due.attempt, self.settings.longest_pause)
+        again, detail = self.clock() + wait, told or str(reason)
+        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=self._rest)
+        told = reason.loggable
+        log.warning("postponed", report_uid=due.report_uid, attempt=due.attempt, again_in=round(wait), reason=told)
+        return Delivery.WAITING
+
+    def _given_up(self, due: DueDelivery, reason: NodeError) -> Delivery:
+        spared = due.kind == Kind.SHEET and isinstance(reason, NotTaken)
+        state = Delivery.LEFT_OUT if spared else Delivery.FAILED
+        self.ledger.deliveries.settle(due, state, str(reason))
+        log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=due.report_uid, reason=reason.loggable)
+        return state
+
+    def _rest(self, failures: int) -> float:
+        return rest(failures, self.settings.failures_before_rest, self.settings.longest_pause)
 
     def _ask_commitment(self, due: DueDelivery, stored: Stored) -> Delivery:
         """Written down before it is asked, since the answer may come at once; unanswered, all is done again."""
@@ -80,34 +107,39 @@ class Deliverer:
             due, Delivery.AWAITED, str(stored), until, stored.sop_instance_uid, transaction_uid=transaction
         )
         try:
-            ask(self.settings.peer(due.destination), self.settings.ae_title, transaction, stored)
+            ask(self.settings.peer(due.destination), self.caller, transaction, stored)
         except (Retry, Quarantine) as reason:
-            state = Delivery.WAITING if isinstance(reason, Retry) else Delivery.FAILED
             told = f'{stored}, but storage commitment: {reason}; [[peers]] "{due.destination}" has commitment = true'
-            again = self.clock() + pause(due.attempt, self.settings.longest_pause)
-            self.ledger.deliveries.settle(due, state, told, again, stored.sop_instance_uid)
-            log.warning("commitment not asked", report_uid=due.report_uid, reason=told)
-            return state
+            if isinstance(reason, Retry):
+                return self._postponed(due, reason, told, stored.sop_instance_uid)
+            self.ledger.deliveries.settle(due, Delivery.FAILED, told, sent_uid=stored.sop_instance_uid)
+            log.error("commitment refused", report_uid=due.report_uid, reason=reason.loggable)
+            return Delivery.FAILED
         return Delivery.AWAITED
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
         if not due.path.exists():
-            raise Quarantine(
-                f"{due.path}: the file is gone; where its images are here, a receiver's start makes it again"
-            )
+            raise self._lost(due)
         if due.kind == Kind.COMMITMENT:
-            return tell(peer, self.settings.ae_title, dcmread(due.path))
+            return tell(peer, self.caller, dcmread(due.path))
         if peer.check_patient:
             self._check_patient(due, peer)
         if due.kind == Kind.SHEET and not peer.sheet:
             raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
-        return store(due.path, peer, self.settings.ae_title, _sendable)
+        return store(due.path, peer, self.caller, _sendable)
+
+    def _lost(self, due: DueDelivery) -> Retry | Quarantine:
+        """What follows when the file is gone: a report is made again where all its images are here."""
+        lost = self.ledger.holdings.lost_reports([str(due.path)])
+        if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
+            return Retry(f"{due.path} was lost; the study is labelled again")
+        return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""
         try:
-            there = patient_id_of(peer, self.settings.ae_title, due.study_uid)
+            there = patient_id_of(peer, self.caller, due.study_uid)
         except NotTaken as reason:
             raise Quarantine(f'{reason}; [[peers]] "{peer.name}" has check_patient = true, which needs it') from reason
         here = str(dcmread(due.path, stop_before_pixels=True, specific_tags=["PatientID"]).get("PatientID") or "")

@@ -9,6 +9,7 @@ NodeError
 │   └── NotUnderstood        0xC000: no study or instance to file it under
 ├── CutOff               the connection ends: the peer broke the protocol or a bound
 ├── Retry                tried again after a pause, by itself
+│   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
 ├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
@@ -17,10 +18,16 @@ NodeError
 
 
 class NodeError(Exception):
-    """Something went wrong in the node."""
+    """Something went wrong in the node.
 
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or (self.__doc__ or "").strip())
+    Args:
+        message: what happened, to whom, and what mends it.
+        words: what a peer said about it. They may name a patient, so the ledger gets them and the log does not.
+    """
+
+    def __init__(self, message: str | None = None, words: str = "") -> None:
+        self.loggable = message or (self.__doc__ or "").strip().splitlines()[0]
+        super().__init__(f"{self.loggable}: {words}" if words else self.loggable)
 
 
 class ConfigurationError(NodeError):
@@ -65,6 +72,10 @@ class CutOff(NodeError):
 
 class Retry(NodeError):
     """It did not work now; it will be tried again."""
+
+
+class Stumbled(Retry):
+    """The peer failed on this object; a few tries, then a person decides."""
 
 
 class Quarantine(NodeError):

@@ -19,6 +19,7 @@ from dicom_node.errors import Superseded
 from dicom_node.holdings import Holdings
 from dicom_node.migrations import bring_up
 from dicom_node.performed import Performed
+from dicom_node.pulses import Pulses
 from dicom_node.schema import (
     Clock,
     Store,
@@ -27,7 +28,6 @@ from dicom_node.schema import (
     lock_study,
     not_labelled,
     open_engine,
-    pulse,
     refusal,
     remark,
     report,
@@ -41,7 +41,6 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
-    Pulse,
     Remark,
     RemarkKind,
     State,
@@ -60,7 +59,7 @@ class Ledger:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
-        self.performed = Performed(self.store)
+        self.performed, self.pulses = Performed(self.store), Pulses(self.store)
         self._entry, self._growth = _entry(self.store), _growth(self.store)
         bring_up(self.engine)
 
@@ -174,9 +173,11 @@ class Ledger:
             freed = update(study).where(expired).values(again).returning(study.c.study_uid)
             return list(connection.execute(freed).scalars())
 
-    def postpone(self, lease: Lease, reason: str, until: float) -> None:
-        """LABELLING -> QUEUED, not before `until`."""
-        self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+    def postpone(self, lease: Lease, reason: str, until: float, *, counted: bool = True) -> None:
+        """LABELLING -> QUEUED, not before `until`; an attempt that is not `counted` was not the study's fault."""
+        attempts = study.c.attempts - (0 if counted else 1)
+        queued = {"state": State.QUEUED, "attempts": attempts, "lease_until": 0.0, "rung_at": 0.0}
+        self._or_superseded(lease, **queued, reason=reason, next_at=until)
 
     def hand_back(self, lease: Lease) -> None:
         """LABELLING -> QUEUED at once; the attempt does not count."""
@@ -268,13 +269,12 @@ class Ledger:
     # -- a person's word ---------------------------------------------------------------------------------------------
 
     def retry_study(self, study_uid: str) -> bool:
-        """QUARANTINED or UNLABELLED -> QUEUED, failed deliveries wait again; False when there is no such study."""
+        """QUARANTINED or UNLABELLED -> QUEUED, or REPORTED where a delivery failed; False when none is."""
         stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
         with self.engine.begin() as connection:
-            redelivered = self.deliveries.retry(connection, study_uid)
-            state = State.REPORTED if redelivered else State.QUEUED
-            again = {"state": state, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
-            return connection.execute(update(study).where(stuck).values(again)).rowcount == 1
+            redelivered = self.deliveries.retry(connection, delivery.c.study_uid == study_uid)
+            again = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
+            return connection.execute(update(study).where(stuck).values(again)).rowcount + redelivered > 0
 
     # -- people's remarks --------------------------------------------------------------------------------------------
 
@@ -302,26 +302,6 @@ class Ledger:
         wanted = select(remark).order_by(remark.c.heard_at.desc())
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
-
-    # -- the processes -----------------------------------------------------------------------------------------------
-
-    def enter_pulse(self, sign: Pulse) -> None:
-        """A process lives; its earlier sign is forgotten."""
-        statement = self.store.insert(pulse).values(sign.__dict__)
-        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
-        with self.engine.begin() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
-
-    def pulses(self) -> list[Pulse]:
-        rows = self.rows(select(pulse).order_by(pulse.c.process))
-        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
-
-    def database_time(self) -> float | None:
-        """Seconds since the epoch by the database's own clock; None where it has none."""
-        if self.engine.dialect.name != "postgresql":
-            return None
-        with self.engine.connect() as connection:
-            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
 
     # -- asking ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Pure: how long to wait before what did not work is tried again."""
+"""Pure: how long to wait before what did not work is tried again, and before a destination is tried again at all."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def pause(attempt: int, longest: float, chance: Callable[[], float] = random.ran
 def delivery_lease(lease_seconds: float) -> float:
     """Seconds that a delivery's lease lasts: nobody renews it, and an archive may take its time."""
     return max(60.0, lease_seconds)
+
+
+def rest(failures: int, allowed: int, longest: float, chance: Callable[[], float] = random.random) -> float:
+    """Seconds that a destination rests after so many failures in a row; 0 while they are fewer than `allowed`."""
+    return pause(failures, longest, chance) if failures >= allowed else 0.0

@@ -166,6 +166,8 @@ delivery = Table(
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)
+Index("delivery_by_destination", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("delivery_by_lease", delivery.c.lease_until)
 Index("delivery_by_study", delivery.c.study_uid)
 
 #: Modality Performed Procedure Steps; `images` are the SOP Instance UIDs that the scanner says it has made (JSON).
@@ -191,6 +193,16 @@ archive_count = Table(
     Column("counted_at", Float, nullable=False),
 )
 
+#: How destinations answer: one that fails too often in a row rests, then is tried with one delivery at a time.
+destination = Table(
+    "destination",
+    metadata,
+    Column("name", Words(64), primary_key=True),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("rests_until", Float, nullable=False, default=0.0),
+    Column("detail", Prose, nullable=False, default=""),
+)
+
 #: What people said about reports: disputes and corrections (`audit.Remark`).
 remark = Table(
     "remark",
@@ -211,8 +223,8 @@ Index("remark_by_report", remark.c.report_uid)
 pulse = Table(
     "pulse",
     metadata,
-    Column("process", String(128), primary_key=True),
-    Column("doing", Text, nullable=False),
+    Column("process", Words(128), primary_key=True),
+    Column("doing", Prose, nullable=False),
     Column("seen_at", Float, nullable=False),
 )
 
@@ -257,7 +269,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _to_wal(connection: Any) -> None:
-    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet."""
+    """The switch to WAL waits for no lock by itself, as all else does; processes that start at once meet here."""
     deadline = time.monotonic() + 30
     while True:
         try:

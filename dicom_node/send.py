@@ -1,16 +1,17 @@
-"""C-STORE and C-ECHO SCU: one object to one peer, what its answer means, and what the peer would take at all."""
+"""C-ECHO, C-STORE and C-FIND SCU: one object to one peer, what its answer means, and what the peer would take."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -19,19 +20,18 @@ from pydicom.uid import (
     RLELossless,
     SecondaryCaptureImageStorage,
 )
-from pynetdicom import AE, build_context, evt
 from pynetdicom.association import Association
-from pynetdicom.sop_class import StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind, Verification
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
+from pynetdicom.status import STATUS_SUCCESS, STATUS_WARNING, code_to_category
 
-from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from dicom_node.errors import NotTaken, Quarantine, Retry
+from dicom_node.call import Caller, Contexts, at
+from dicom_node.errors import NotTaken, Quarantine, Retry, Stumbled
 from dicom_node.settings import Peer
 from dicom_node.study import REPORT_CLASSES
 
 #: Success, and the warnings with which the object is stored (PS3.4 Table B.2-1).
 STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
-#: Seconds to wait for a connection, an association and an answer.
-_PATIENCE = 15
 PLAIN = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 #: Makes an object of that class of a report.
@@ -43,6 +43,39 @@ WANTED: dict[UID, tuple[UID, ...]] = {
     **dict.fromkeys(REPORT_CLASSES, (*PLAIN, DeflatedExplicitVRLittleEndian)),
     SecondaryCaptureImageStorage: (*PLAIN, RLELossless),
 }
+#: What is proposed for our own objects, so that a report, its sheet and all that waits share an association.
+_OURS: Contexts = (
+    *((sop_class, PLAIN) for sop_class in REPORT_CLASSES),
+    (SecondaryCaptureImageStorage, (RLELossless,)),
+    (SecondaryCaptureImageStorage, PLAIN),
+)
+
+
+class Meaning(Enum):
+    """What the status of a C-STORE response means for the object."""
+
+    STORED = auto()
+    #: The peer has no room or no time: the object waits.
+    LATER = auto()
+    #: The peer failed without saying whether the object is to blame.
+    STUMBLED = auto()
+    #: The peer takes no objects of this SOP class.
+    NOT_TAKEN = auto()
+    #: The same object would be refused again.
+    NEVER = auto()
+
+
+def meaning(status: int) -> Meaning:
+    """PS3.4 Table B.2-1 for the Storage Service, PS3.7 Annex C for what any service may answer.
+
+    Duplicate SOP Instance (0x0111) is a success here: our UIDs are derived from what the objects say, so what the peer
+    has under this UID is this object, sent by an attempt whose answer never came.
+    """
+    if code_to_category(status) in (STATUS_SUCCESS, STATUS_WARNING) or status == 0x0111:
+        return Meaning.STORED
+    if 0xA700 <= status <= 0xA7FF or status in (0x0210, 0x0213):
+        return Meaning.LATER
+    return {0x0110: Meaning.STUMBLED, 0x0122: Meaning.NOT_TAKEN}.get(status, Meaning.NEVER)
 
 
 @dataclass(frozen=True)
@@ -57,40 +90,67 @@ class Stored:
         return f"0x{self.status:04X}, as {self.sop_class_uid.name}"
 
 
-def store(path: Path, peer: Peer, calling_ae: str, render: Render | None = None) -> Stored:
+def store(path: Path, peer: Peer, caller: Caller, render: Render | None = None) -> Stored:
     """Send one file by C-STORE; returns when the peer has stored it.
 
-    Proposes the file's own SOP class and, for a report that can be rendered, all of `REPORT_CLASSES`: where the peer
-    does not take the first, it gets the report in the best class that it takes.
+    Proposes the file's own SOP class and, for what can be rendered, all classes of our objects: where the peer does not
+    take a report's first, it gets the report in the best class that it takes.
 
     Raises:
         Retry: the peer cannot be reached, is out of resources, or gave no answer.
+        Stumbled: it failed on this object, and may do so again.
         Quarantine: the peer will not take this object, however often it is sent.
     """
     data_set = dcmread(path)
     own = UID(data_set.SOPClassUID)
-    wanted = REPORT_CLASSES if render and own in REPORT_CLASSES else (own,)
-    contexts = [(sop_class, syntaxes) for sop_class in wanted for syntaxes in _syntaxes_of(data_set)]
-    with associated(peer, calling_ae, contexts) as association:
-        accepted = {context.abstract_syntax for context in association.accepted_contexts}
-        best = own if own in accepted else next(sop_class for sop_class in wanted if sop_class in accepted)
+    contexts = _OURS if render else [(own, syntaxes) for syntaxes in _syntaxes_of(data_set)]
+
+    def work(association: Association) -> tuple[Dataset, Dataset] | None:
+        accepted = association.accepted_contexts
+        best = _best(own, {context.abstract_syntax for context in accepted}, peer)
         sent = render(data_set, best) if render else data_set
-        syntaxes = {context.transfer_syntax[0] for context in association.accepted_contexts}
-        if sent.file_meta.TransferSyntaxUID not in syntaxes:
+        if not any(_carries(context, sent) for context in accepted):
             _unpack(sent)
         try:
             answer = association.send_c_store(sent)
-        except (ValueError, RuntimeError) as error:
-            raise Retry(f"{at(peer)}: {error}") from error
-    status = answer.get("Status")
-    if status is None:
-        raise Retry(f"{at(peer)}: no answer to C-STORE within {_PATIENCE} s")
-    if status in STORED:
-        return Stored(int(status), UID(sent.SOPClassUID), str(sent.SOPInstanceUID))
-    told = f"{at(peer)} answered 0x{status:04X} {answer.get('ErrorComment', '')}".strip()
-    if 0xA700 <= status <= 0xA7FF or status in (0x0110, 0x0210):
-        raise Retry(told)
-    raise Quarantine(told)
+        except ValueError as error:
+            raise Quarantine(f"{at(peer)} takes it in no form that it can be given: {error}") from error
+        return (sent, answer) if "Status" in answer else None
+
+    sent, answer = caller.call(peer, contexts, work)
+    stored = Stored(int(answer.Status), UID(sent.SOPClassUID), str(sent.SOPInstanceUID))
+    if meaning(stored.status) != Meaning.STORED:
+        _refuse(peer, answer)
+    return stored
+
+
+def _best(own: UID, accepted: set[UID], peer: Peer) -> UID:
+    wanted = REPORT_CLASSES if own in REPORT_CLASSES else (own,)
+    best = next((sop_class for sop_class in (own, *wanted) if sop_class in accepted), None)
+    if best is None:
+        raise NotTaken(f"{at(peer)} takes no objects of the SOP class {own}")
+    return best
+
+
+def _carries(context: PresentationContext, sent: Dataset) -> bool:
+    syntax = sent.file_meta.TransferSyntaxUID
+    return context.abstract_syntax == sent.SOPClassUID and context.transfer_syntax[0] == syntax
+
+
+def _refuse(peer: Peer, answer: Dataset) -> NoReturn:
+    told = f"{at(peer)} answered 0x{answer.Status:04X}"
+    elements = answer.get("OffendingElement") or []
+    tags = elements if isinstance(elements, list | MultiValue) else [elements]
+    named = [keyword_for_tag(tag) or str(tag) for tag in tags]
+    words = " ".join(filter(None, [str(answer.get("ErrorComment") or ""), f"({', '.join(named)})" if named else ""]))
+    match meaning(int(answer.Status)):
+        case Meaning.LATER:
+            raise Retry(told, words)
+        case Meaning.STUMBLED:
+            raise Stumbled(told, words)
+        case Meaning.NOT_TAKEN:
+            raise NotTaken(told, words)
+    raise Quarantine(told, words)
 
 
 def _syntaxes_of(data_set: Dataset) -> list[list[UID]]:
@@ -110,20 +170,23 @@ def _unpack(data_set: Dataset) -> None:
         data_set.decompress(generate_instance_uid=False)
 
 
-def echo(peer: Peer, calling_ae: str) -> None:
+def echo(peer: Peer, caller: Caller) -> None:
     """C-ECHO; returns when the peer answers success.
 
     Raises:
         Retry: it does not; the message says where it stopped.
     """
-    with associated(peer, calling_ae, [(Verification, PLAIN)]) as association:
-        answer = association.send_c_echo()
-    status = answer.get("Status")
+
+    def work(association: Association) -> int | None:
+        status = association.send_c_echo().get("Status")
+        return None if status is None else int(status)
+
+    status = caller.call(peer, [(Verification, PLAIN)], work)
     if status != 0x0000:
-        raise Retry(f"{at(peer)}: C-ECHO answered {'nothing' if status is None else hex(status)}")
+        raise Retry(f"{at(peer)}: C-ECHO answered 0x{status:04X}")
 
 
-def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
+def preflight(peer: Peer, caller: Caller) -> dict[UID, tuple[UID, ...]]:
     """What the peer would take: for every SOP class of `WANTED` the transfer syntaxes that it accepts. Sends no object.
 
     A peer answers one transfer syntax a presentation context (PS3.8 9.3.3.2), so each pair is proposed by itself.
@@ -132,12 +195,13 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
         Retry: the peer cannot be reached or rejects the association.
         Quarantine: the settings give it no port.
     """
+
+    def work(association: Association) -> set[tuple[UID, UID]]:
+        return {(context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts}
+
     pairs = [(sop_class, (syntax,)) for sop_class, syntaxes in WANTED.items() for syntax in syntaxes]
     try:
-        with associated(peer, calling_ae, pairs) as association:
-            accepted = {
-                (context.abstract_syntax, context.transfer_syntax[0]) for context in association.accepted_contexts
-            }
+        accepted = caller.call(peer, pairs, work)
     except NotTaken:
         accepted = set()
     return {
@@ -146,18 +210,18 @@ def preflight(peer: Peer, calling_ae: str) -> dict[UID, tuple[UID, ...]]:
     }
 
 
-def patient_id_of(peer: Peer, calling_ae: str, study_uid: str) -> str | None:
+def patient_id_of(peer: Peer, caller: Caller, study_uid: str) -> str | None:
     """Under which Patient ID a peer files a study now; None where it has no such study. Raises as `_found` does."""
-    return _found(peer, calling_ae, study_uid, "PatientID")
+    return _found(peer, caller, study_uid, "PatientID")
 
 
-def objects_of(peer: Peer, calling_ae: str, study_uid: str) -> int:
+def objects_of(peer: Peer, caller: Caller, study_uid: str) -> int:
     """How many objects of a study a peer holds, 0 where it does not say. Raises as `_found` does."""
-    told = _found(peer, calling_ae, study_uid, "NumberOfStudyRelatedInstances")
+    told = _found(peer, caller, study_uid, "NumberOfStudyRelatedInstances")
     return int(told) if told and told.isdecimal() else 0
 
 
-def _found(peer: Peer, calling_ae: str, study_uid: str, keyword: str) -> str | None:
+def _found(peer: Peer, caller: Caller, study_uid: str, keyword: str) -> str | None:
     """One attribute of a study at a peer (C-FIND, PS3.4 C.6.2.1); None where it has no such study.
 
     Raises:
@@ -169,75 +233,15 @@ def _found(peer: Peer, calling_ae: str, study_uid: str, keyword: str) -> str | N
     query.QueryRetrieveLevel, query.StudyInstanceUID = "STUDY", study_uid
     setattr(query, keyword, None)
     model = StudyRootQueryRetrieveInformationModelFind
+
+    def work(association: Association) -> list[tuple[Dataset, Dataset | None]] | None:
+        answers = list(association.send_c_find(query, model))
+        return answers if answers and "Status" in answers[-1][0] else None
+
     found: str | None = None
-    with associated(peer, calling_ae, [(model, PLAIN)]) as association:
-        for status, match in association.send_c_find(query, model):
-            code = status.get("Status")
-            if code not in (0x0000, 0xFF00, 0xFF01):
-                raise Retry(f"{at(peer)}: C-FIND answered {'nothing' if code is None else hex(code)}")
-            if match is not None:
-                found = str(match.get(keyword) or "").strip()
+    for status, match in caller.call(peer, [(model, PLAIN)], work):
+        if status.Status not in (0x0000, 0xFF00, 0xFF01):
+            raise Retry(f"{at(peer)}: C-FIND answered 0x{status.Status:04X}")
+        if match is not None:
+            found = str(match.get(keyword) or "").strip()
     return found
-
-
-@contextmanager
-def associated(
-    peer: Peer, calling_ae: str, contexts: Iterable[tuple[str, Sequence[str]]], roles: Sequence[Any] = ()
-) -> Iterator[Association]:
-    """An association with a peer, released at the end.
-
-    Raises:
-        Retry: the peer cannot be reached or rejects the association.
-        NotTaken: it accepts none of the presentation contexts.
-        Quarantine: the settings give it no port.
-    """
-    if peer.port is None:
-        raise Quarantine(f'{peer.name}: no port in the settings; add port = ... to [[peers]] "{peer.name}"')
-    entity = AE(calling_ae)
-    entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
-    entity.implementation_version_name = IMPLEMENTATION_VERSION
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _PATIENCE
-    handlers: list[Any] = [(evt.EVT_CONN_OPEN, _hurry), (evt.EVT_PDU_SENT, _hurry), (evt.EVT_PDU_RECV, _hurry)]
-    proposed = [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in contexts]
-    association = entity.associate(
-        peer.host, peer.port, proposed, peer.ae_title, ext_neg=list(roles), evt_handlers=handlers
-    )
-    if not association.is_established:
-        _raise_why(association, peer, proposed[0].abstract_syntax)
-    try:
-        yield association
-    finally:
-        if association.is_established:
-            association.release()
-
-
-def _raise_why(association: Association, peer: Peer, sop_class: str) -> None:
-    if association.is_rejected:
-        answer = association.acceptor.primitive
-        why = f"{answer.source_str}: {answer.reason_str}" if answer else "no reason given"
-        raise Retry(f"{at(peer)} rejected the association ({why}); check both AE titles and its list of callers")
-    if association.rejected_contexts:
-        raise NotTaken(f"{at(peer)} takes no {_called(sop_class)}")
-    raise Retry(f"{at(peer)} cannot be reached or did not answer; check host, port and firewall")
-
-
-def _called(sop_class: str) -> str:
-    services = {StorageCommitmentPushModel: "storage commitment", StudyRootQueryRetrieveInformationModelFind: "queries"}
-    return services.get(UID(sop_class), f"objects of the SOP class {sop_class}")
-
-
-def _hurry(event: evt.Event) -> None:
-    """Small answers must not wait for each other: 92 ms become 6 ms per report at Orthanc."""
-    transport = event.assoc.dul.socket
-    connection = transport.socket if transport else None
-    if connection is not None:
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        except OSError:
-            return  # closed by the peer in this moment; the association will say so
-
-
-def at(peer: Peer) -> str:
-    """A peer as messages name it."""
-    return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"

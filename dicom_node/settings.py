@@ -102,6 +102,10 @@ class Peer(BaseModel):
     sheet: bool = True
     #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
     counts: bool = False
+    #: Deliveries that may be under way to it at the same time, over all workers.
+    parallel: Annotated[int, Field(ge=1)] = 2
+    #: Seconds that an association to it stays open for the next object; 0: it is closed after every one.
+    idle_seconds: Annotated[float, Field(ge=0)] = 5.0
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -180,8 +184,10 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 60.0
     #: Seconds after which a worker is started anew that is still busy with one study or delivery.
     longest_task_seconds: Seconds = 7200.0
-    #: Longest pause between two attempts at a delivery, seconds.
+    #: Longest pause between two attempts at a delivery, and longest rest of a destination, seconds.
     longest_pause: Seconds = 300.0
+    #: Failed deliveries in a row after which their destination rests; then one at a time tries it until one is stored.
+    failures_before_rest: Annotated[int, Field(ge=1)] = 3
     #: Room that stays free on the spool's disk, MiB; below it a push is answered 0xA700.
     reserve_mib: Annotated[int, Field(ge=0)] = 1024
     #: When a received object is on the disk. `each`: before its 0x0000. `group`: soon after; a power cut may lose the
@@ -267,8 +273,8 @@ class Settings(BaseSettings):
         return min(5.0, self.stall_seconds / 4)
 
     def settled_after(self, peer_name: str) -> float:
-        """Seconds of silence after which a series of a growing study is scored ahead: half of the quiet time."""
-        return self.quiet_of(peer_name) / 2
+        """Seconds of silence after which a series of a growing study is scored ahead: a quarter of the quiet time."""
+        return self.quiet_of(peer_name) / 4
 
 
 def find_config(given: Path | None) -> Path | None:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
+from dicom_node.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.health import Finding
@@ -32,6 +33,7 @@ def overview(ledger: Ledger) -> Iterator[Table]:
         ("state", "destination", "count"),
         ledger.counts(delivery, delivery.c.state, delivery.c.destination),
     )
+    yield from _ailing(ledger)
     stuck = ledger.studies(study.c.state.in_([State.QUARANTINED, State.UNLABELLED]), limit=20)
     if stuck:
         rows = [(row.study_uid, row.peer, row.state.value, row.reason) for row in stuck]
@@ -50,6 +52,36 @@ def health(found: Iterable[Finding]) -> Table:
     """What was looked at, and what to do about it."""
     rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
     return _table("Health", ("what", "state", "what to do"), rows)
+
+
+def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[Table]:
+    """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
+    yield from _ailing(ledger)
+    rows = [
+        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
+        for row in ledger.deliveries.listed(failed, to)
+    ]
+    yield _table("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+
+
+def _ailing(ledger: Ledger) -> Iterator[Table]:
+    """Destinations whose last delivery failed."""
+    now = ledger.clock()
+    rows = [
+        (
+            one.name,
+            one.failures,
+            f"rests until {_time(one.rests_until)}" if one.rests_until > now else "is tried",
+            one.detail,
+        )
+        for one in ledger.deliveries.destinations.ailing()
+    ]
+    if rows:
+        yield _table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
+
+
+def _when(seconds: float) -> str:
+    return _time(seconds) if seconds else ""
 
 
 def turned_away(found: Iterable[Rejection]) -> Table:
@@ -78,6 +110,9 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
         ("attempts", row.attempts),
     ]
     yield _table(study_uid, ("", ""), facts)
+    if steps := ledger.performed.steps(study_uid):
+        said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
+        yield _table("Performed steps", ("step", "from", "status", "images named"), said)
     reports = [_report_row(item) for item in ledger.reports(study_uid)]
     yield _table("Reports", ("report", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
@@ -147,7 +182,8 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
     try:
-        echo(settings.peer(name), settings.ae_title)
+        with Caller(settings) as caller:
+            echo(settings.peer(name), caller)
     except NodeError as error:
         return f"[red]{error}[/red]", False
     return "[green]answers[/green]", True

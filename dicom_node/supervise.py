@@ -34,6 +34,10 @@ _GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
 
 
+#: Deliveries wait for peers, not for the processor; a thread that waits for one blocks no other's.
+_SEVERAL = ("--pool", "threads", "--concurrency", "8")
+
+
 @dataclass(frozen=True)
 class Program:
     """One process: its name in logs and its command line."""
@@ -55,7 +59,7 @@ def node_programs(receivers: int = 1) -> tuple[Program, ...]:
         *further,
         Program("watch", (*node, "watch")),
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),
-        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h")),
+        Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h", *_SEVERAL)),
     )
 
 

@@ -79,6 +79,14 @@ def drain() -> None:
     """This process is to end: what it works on is finished in time or handed back."""
     if _pipeline.cache_info().currsize:
         _pipeline().drain()
+    if _deliverer.cache_info().currsize:
+        _deliverer().draining = True
+
+
+def hang_up() -> None:
+    """This process has ended its work: associations that it keeps open are released."""
+    if _deliverer.cache_info().currsize:
+        _deliverer().caller.close()
 
 
 @app.task(name="dicom_node.beat")
@@ -113,8 +121,8 @@ def label_study(study_uid: str) -> None:
 
 @app.task(name="dicom_node.deliver")
 def deliver(report_uid: str, destination: str) -> None:
-    """Send one report to one destination."""
-    _deliverer().deliver(report_uid, destination)
+    """Send one report to one destination, and what else waits for it."""
+    _deliverer().work_off(destination, report_uid)
 
 
 class Bell:

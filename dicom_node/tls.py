@@ -6,6 +6,7 @@ takes a millisecond, and a new certificate counts at once.
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from threading import Lock
 import structlog
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.settings import Settings, Tls
+from dicom_node.settings import Peer, Settings, Tls
 
 log = structlog.get_logger("tls")
 
@@ -44,6 +45,57 @@ def client_context(settings: Settings) -> ssl.SSLContext:
     context = _context(ssl.PROTOCOL_TLS_CLIENT, settings.tls)
     context.check_hostname = settings.tls.verify_names
     return context
+
+
+#: Seconds in which a peer that speaks TLS 1.3 has read our certificate: it judges it after the handshake.
+_SECOND_THOUGHT = 1.0
+#: What OpenSSL finds wrong with a certificate -> what to do about it.
+_REMEDIES = {
+    9: "it is not valid yet: check the clocks",
+    10: "it has expired: have it renewed there",
+    18: "[tls] ca must hold the CA that issued it",
+    19: "[tls] ca must hold the CA that issued it",
+    20: "[tls] ca must hold the CA that issued it",
+    62: "call it by the host name in its certificate, or set [tls] verify_names = false",
+    64: "call it by the address in its certificate, or set [tls] verify_names = false",
+}
+
+
+def trouble_with(context: ssl.SSLContext, peer: Peer, seconds: float) -> str | None:
+    """Why no association over TLS comes about with a peer that we call, and what mends it; None where TLS is fine.
+
+    It connects anew, since what pynetdicom meets on the way stays in its log.
+    """
+    try:
+        with (
+            socket.create_connection((peer.host, peer.port or 0), seconds) as plain,
+            context.wrap_socket(plain, server_hostname=peer.host) as side,
+        ):
+            return _second_thought(side)
+    except ssl.SSLCertVerificationError as error:
+        remedy = _REMEDIES.get(error.verify_code, "see [tls] ca")
+        return f"shows a certificate that we do not trust ({error.verify_message}); {remedy}"
+    except ssl.SSLError as error:
+        if "ALERT" in (error.reason or ""):
+            return f"breaks the handshake off ({_why(error)}); it must speak TLS 1.2 or 1.3 and trust our certificate"
+        return f"speaks no TLS at this port ({_why(error)}); check its port, or set tls = false"
+    except ConnectionResetError:
+        return "speaks no TLS at this port (it hung up); check its port, or set tls = false"
+    except OSError:
+        return None
+
+
+def _second_thought(side: ssl.SSLSocket) -> str | None:
+    """With TLS 1.3 a server judges our certificate when we have done with the handshake; content, it says nothing."""
+    side.settimeout(_SECOND_THOUGHT)
+    why = "it hung up"
+    try:
+        side.recv(1)
+    except TimeoutError:
+        return None
+    except OSError as error:
+        why = _why(error)
+    return f"does not trust our certificate ({why}); let it trust the CA of [tls] certificate"
 
 
 def _context(protocol: ssl._SSLMethod, tls: Tls) -> ssl.SSLContext:

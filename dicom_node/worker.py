@@ -13,13 +13,15 @@ from dicom_node import notify
 from dicom_node.ledger import Ledger
 from dicom_node.logs import configure as configure_logs
 from dicom_node.settings import Settings
-from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain
+from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain, hang_up
 from dicom_node.watchdog import Watchdog
 
 log = structlog.get_logger("worker")
 
 #: Exit code of a worker that ends itself (EX_SOFTWARE).
 STALLED = 70
+#: Pools that run tasks in this process, where their beginning and end are heard.
+_NEAR = ("solo", "thread")
 
 
 def run_worker(settings: Settings, arguments: list[str]) -> None:
@@ -42,7 +44,7 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.dog = Watchdog(settings.stall_seconds, settings.longest_task_seconds)
-        self.name, self.solo = "", True
+        self.name, self.near = "", True
         self._stop = threading.Event()
 
     def listen(self) -> None:
@@ -61,20 +63,21 @@ class Guard:
         return f"beat.{self.name}"
 
     def _named(self, sender: str, instance: Any, **_: Any) -> None:
-        self.name, self.solo = sender, instance.pool_cls.__module__.endswith("solo")
+        pool = instance.pool_cls.__module__.rpartition(".")[2]
+        self.name, self.near = sender, pool in _NEAR
+        self.dog.slots = 1 if pool == "solo" else instance.concurrency
         app.amqp.queues.select_add(self.queue)
 
     def _ready(self, **_: Any) -> None:
-        if self.solo:  # another pool would run the beat in another process, or beside a task
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         notify.ready()
 
-    def _began(self, task: Any, **_: Any) -> None:
-        self.dog.heard() if task.name == beat.name else self.dog.began()
+    def _began(self, task_id: str, task: Any, **_: Any) -> None:
+        self.dog.heard() if task.name == beat.name else self.dog.began(task_id)
 
-    def _ended(self, task: Any, **_: Any) -> None:
+    def _ended(self, task_id: str, task: Any, **_: Any) -> None:
         if task.name != beat.name:
-            self.dog.ended()
+            self.dog.ended(task_id)
 
     def _shutting_down(self, **_: Any) -> None:
         notify.stopping()
@@ -82,12 +85,13 @@ class Guard:
 
     def _shut_down(self, **_: Any) -> None:
         self._stop.set()
+        hang_up()
 
     def _watch(self) -> None:
         bell, every = Bell(app), self.settings.sign_seconds
         signs = notify.Signs(Ledger(self.settings.ledger_url), self.name, every)
         while not self._stop.wait(every):
-            if not self.dog.busy_for:
+            if self.near and not self.dog.full:
                 self.dog.sent(bell.beat(self.queue, self.settings.stall_seconds))
             if reason := self.dog.complaint():
                 log.error("this worker ends itself, to be started again", worker=self.name, reason=reason)

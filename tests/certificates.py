@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import trustme
@@ -24,9 +25,12 @@ class Authority:
         made.ca.cert_pem.write_to_path(folder / "ca.pem")
         return made
 
-    def issue(self, name: str, *hosts: str, port: int = 0, verify_names: bool = True) -> Tls:
-        """Certificate and key of `name`, valid for these hosts (else 127.0.0.1), as settings."""
-        leaf = self.ca.issue_cert(*(hosts or ("127.0.0.1",)))
+    def issue(
+        self, name: str, *hosts: str, port: int = 0, verify_names: bool = True, until: datetime | None = None
+    ) -> Tls:
+        """Certificate and key of `name`, valid for these hosts (else 127.0.0.1) and until then, as settings."""
+        begins = until - timedelta(days=30) if until else None
+        leaf = self.ca.issue_cert(*(hosts or ("127.0.0.1",)), not_before=begins, not_after=until)
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
         leaf.private_key_pem.write_to_path(key)

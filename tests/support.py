@@ -29,6 +29,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), 1).close()
+    return True
+
+
 def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2) -> T:
     """The first truthy value of `check`; an assertion error of its last failure when time is up."""
     deadline = time.monotonic() + seconds
@@ -56,6 +61,12 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"not installed: {what}")
 
 
+def program(name: str) -> str:
+    """Where a server lies."""
+    needs(name)
+    return str(shutil.which(name, path=_path()))
+
+
 def _path() -> str:
     """The system's programs before any Python environment's: pynetdicom installs an `echoscu` and `storescu` too."""
     own = str(Path(sys.executable).parent)
@@ -65,9 +76,7 @@ def _path() -> str:
 
 def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command-line tool and return what it printed."""
-    needs(name)
-    program = shutil.which(name, path=_path())
-    command = [str(program), *map(str, arguments)]
+    command = [program(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, errors="replace")
 
 
@@ -100,8 +109,9 @@ def at_once(work: Callable[..., T], calls: Sequence[tuple[Any, ...]]) -> list[T]
 class Orthanc:
     """Debian's Orthanc as the hospital's PACS, asked by REST."""
 
-    def __init__(self, folder: Path, plugins: Sequence[str] = ()) -> None:
-        self.folder, self.ae_title, self.plugins = folder, "ORTHANC", plugins
+    def __init__(self, folder: Path, plugins: Sequence[str] = (), **options: object) -> None:
+        """`options` are Orthanc's own, over the usual ones."""
+        self.folder, self.ae_title, self.plugins, self.options = folder, "ORTHANC", plugins, options
         self.dicom_port, self.http_port = free_port(), free_port()
 
     @property
@@ -126,11 +136,11 @@ class Orthanc:
                     "AuthenticationEnabled": False,
                     "DicomAlwaysAllowStore": True,
                     "Plugins": list(self.plugins),
+                    **self.options,
                 }
             )
         )
-        program = shutil.which("Orthanc", path=_path())
-        with running([str(program), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
+        with running([program("Orthanc"), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
             eventually(lambda: self.get("/system"), 30)
             yield self
 

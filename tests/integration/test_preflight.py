@@ -12,9 +12,10 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
+from dicom_node.call import Caller
 from dicom_node.errors import Quarantine, Retry
 from dicom_node.send import WANTED, preflight
-from dicom_node.settings import Peer
+from dicom_node.settings import Peer, Settings
 from dicom_node.status import accepted
 from tests.support import Orthanc, free_port
 
@@ -25,7 +26,7 @@ def a_peer(port: int, ae_title: str = "PACS") -> Peer:
 
 def test_orthanc_takes_every_class_and_gets_no_object(orthanc: Orthanc) -> None:
     before = orthanc.get("/statistics")["CountInstances"]
-    found = preflight(a_peer(orthanc.dicom_port, orthanc.ae_title), "ANATOMY")
+    found = preflight(a_peer(orthanc.dicom_port, orthanc.ae_title), Caller(Settings()))
     assert found.keys() == WANTED.keys()
     assert all(ExplicitVRLittleEndian in syntaxes for syntaxes in found.values())
     assert accepted(found, "pacs")[1]
@@ -43,7 +44,7 @@ def test_a_peer_without_reports_is_told_apart(takes_pictures: bool) -> None:
     port = free_port()
     server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, stored.append)])
     try:
-        found = preflight(a_peer(port), "ANATOMY")
+        found = preflight(a_peer(port), Caller(Settings()))
     finally:
         server.shutdown()
     assert found[Comprehensive3DSRStorage] == ()
@@ -56,9 +57,9 @@ def test_a_peer_without_reports_is_told_apart(takes_pictures: bool) -> None:
 
 def test_a_peer_that_is_not_there_is_said_to_be_so() -> None:
     with pytest.raises(Retry, match="cannot be reached"):
-        preflight(a_peer(free_port()), "ANATOMY")
+        preflight(a_peer(free_port()), Caller(Settings()))
 
 
 def test_a_peer_without_a_port_is_not_said_to_refuse() -> None:
     with pytest.raises(Quarantine, match=r"add port = "):
-        preflight(Peer(name="ct1", ae_title="CT1", host="127.0.0.1"), "ANATOMY")
+        preflight(Peer(name="ct1", ae_title="CT1", host="127.0.0.1"), Caller(Settings()))

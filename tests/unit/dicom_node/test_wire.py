@@ -1,6 +1,6 @@
-"""PDUs and command sets: what is whole is read as pynetdicom reads it, and what is not is cut off."""
+"""PDUs and command sets: what is whole is read as pynetdicom reads it, what is not is cut off; nothing else happens."""
 
-from contextlib import suppress
+import contextlib
 
 import pytest
 from hypothesis import given
@@ -42,9 +42,9 @@ def test_fragments_are_those_that_pynetdicom_finds(values: list[tuple[int, bytes
 
 @given(st.binary(max_size=200))
 def test_noise_is_cut_off_or_read_within_its_bounds(raw: bytes):
-    with suppress(CutOff):
+    with contextlib.suppress(CutOff):
         assert sum(len(found.data) + 6 for found in fragments(memoryview(raw))) == len(raw)
-    with suppress(CutOff):
+    with contextlib.suppress(CutOff):
         assert sum(len(value) + 8 for value in parse_command(raw).elements.values()) <= len(raw)
 
 

@@ -1,0 +1,197 @@
+"""How fast images are taken in, by us and by others, in turns on this machine. No threshold: it prints a table.
+
+    python -m tests.bench.ingest --quick                            # two minutes
+    python -m tests.bench.ingest --page docs/benchmarks.md          # the long form, written into the page
+
+Every server is started anew for every measurement, its folder is empty, and what it has stored is counted. All answer
+only when an image is on the disk (fdatasync), but DCMTK's storescp, which never asks for that. The client limits
+nothing (`pusher`): the row "bare socket to file" shows what it and the disk can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tests.bench.contenders import OURS, Contender, contenders, issued
+from tests.bench.process import Peak, cpu_seconds, markdown, written
+from tests.bench.pusher import INSTANCE_UID, STUDY_UID
+from tests.support import eventually, free_port, listens
+
+#: Images of one measurement; of the contenders that wait for the network's timers only so many.
+LONG, QUICK, FEW = {"CT": 1000, "MR": 2000}, {"CT": 120, "MR": 240}, 100
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is pushed: images of a modality over so many associations."""
+
+    modality: str
+    associations: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.modality} x {self.associations}{', TLS' if self.tls else ''}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement: images per second; processor seconds per 1000 images of server and client; peak memory, MiB."""
+
+    rate: float
+    cpu: float
+    client_cpu: float
+    mib: float
+
+
+def template(modality: str) -> bytes:
+    """SOP class, newline, an encoded image of 512 x 512 (CT) or 256 x 256 (MR), 16 bits."""
+    from tests.factories import a_series
+
+    image = a_series("torso" if modality == "CT" else "head", 1, name="bench")[0]
+    side = 512 if modality == "CT" else 256
+    image.StudyInstanceUID, image.SeriesInstanceUID, image.SOPInstanceUID = STUDY_UID, f"{STUDY_UID}.1", INSTANCE_UID
+    image.Rows = image.Columns = side
+    image.PixelData = bytes(range(256)) * (side * side * 2 // 256)
+    buffer = BytesIO()
+    del image.file_meta
+    image.save_as(buffer, implicit_vr=False, little_endian=True)
+    return str(image.SOPClassUID).encode() + b"\n" + buffer.getvalue()
+
+
+def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measured:
+    """Start the server, push, stop it."""
+    shutil.rmtree(folder / "stored", ignore_errors=True)
+    (folder / "stored").mkdir()
+    os.sync()
+    path = folder / f"{load.modality}.template"
+    if not path.exists():
+        path.write_bytes(template(load.modality))
+    port = free_port()
+    with _served(contender, port, folder, load.tls) as pid, Peak(pid) as peak:
+        before = cpu_seconds(pid)
+        seconds, client = _push(contender, load, count, port, path, folder)
+        used = cpu_seconds(pid) - before
+        stored = contender.stored(folder / "stored")
+    if stored != count:
+        raise SystemExit(f"{contender.name}, {load}: {stored} of {count} images are there; see {folder / 'server.log'}")
+    return Measured(count / seconds, 1000 * used / count, 1000 * client / count, peak.mib)
+
+
+@contextmanager
+def _served(contender: Contender, port: int, folder: Path, tls: bool) -> Iterator[int]:
+    command, environment = contender.command(port, folder, tls)
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
+        )
+    try:
+        eventually(lambda: process.poll() is None and listens(port), 60, 0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _push(contender: Contender, load: Load, count: int, port: int, path: Path, folder: Path) -> tuple[float, float]:
+    """Seconds until the last client is done, and the clients' processor seconds; all begin together."""
+    secrets = list(map(str, issued(folder))) if load.tls else []
+    shares = [count // load.associations + (n < count % load.associations) for n in range(load.associations)]
+    clients = []
+    for number, share in enumerate(shares):
+        command = [sys.executable, "-m", "tests.bench.pusher", str(port), contender.speaks, str(path)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        clients.append(subprocess.Popen([*command, str(number), str(share), *secrets], **pipes))  # type: ignore[call-overload]
+    for client in clients:
+        if client.stdout.readline() != "ready\n":
+            raise SystemExit(f"{contender.name}, {load}: the client found no association; see {folder / 'server.log'}")
+    for client in clients:
+        client.stdin.write("go\n")
+        client.stdin.flush()
+    told = [tuple(map(float, client.communicate(timeout=600)[0].split())) for client in clients]
+    if any(len(one) != 2 for one in told):
+        raise SystemExit(f"{contender.name}, {load}: a client gave up; see {folder / 'server.log'}")
+    return max(seconds for seconds, _ in told), sum(cpu for _, cpu in told)
+
+
+def compared(
+    loads: Sequence[Load], counts: dict[str, int], rounds: int, folder: Path
+) -> dict[Load, dict[str, list[Measured]]]:
+    """All contenders under every load, in turns."""
+    found: dict[Load, dict[str, list[Measured]]] = {load: defaultdict(list) for load in loads}
+    turns = [(load, one) for _ in range(rounds) for load in loads for one in contenders() if one.tls or not load.tls]
+    for load, one in track(turns, "Measuring", console=Console(stderr=True)):
+        count = min(counts[load.modality], FEW if one.waits else 10**9)
+        found[load][one.name].append(measure(one, load, count, folder))
+    return found
+
+
+def rows(found: dict[str, list[Measured]]) -> Iterator[tuple[str, ...]]:
+    """Of one load: medians, and how many times as fast we are, the median over the rounds."""
+    for name, measured in found.items():
+        times = median(ours.rate / other.rate for ours, other in zip(found[OURS], measured, strict=True))
+        cpu, client, mib = (median(getattr(m, field) for m in measured) for field in ("cpu", "client_cpu", "mib"))
+        rate = median(m.rate for m in measured)
+        yield name, f"{rate:.0f}", f"{times:.2f}", f"{cpu:.2f}", f"{client:.2f}", f"{mib:.0f}"
+
+
+COLUMNS = ("", "images/s", "ours is times as fast", "server CPU s/1000", "client CPU s/1000", "peak MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few images, three loads, one round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
+    parser.add_argument("--folder", type=Path, help="where servers store; on the disk that is meant")
+    options = parser.parse_args()
+    loads = [Load(modality, number) for modality in ("CT", "MR") for number in (1, 4, 8)]
+    loads += [Load("CT", 1, tls=True), Load("CT", 4, tls=True)]
+    if options.quick:
+        loads, options.rounds = [Load("CT", 4), Load("MR", 1), Load("CT", 4, tls=True)], 1
+    counts = QUICK if options.quick else LONG
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        found = compared(loads, counts, options.rounds, Path(folder))
+    chapter = [_about(counts, options.rounds)]
+    for load, measured in found.items():
+        table = Table(*COLUMNS, title=str(load))
+        for row in rows(measured):
+            table.add_row(*row)
+        Console().print(table)
+        chapter += [f"### {load}", markdown(COLUMNS, rows(measured))]
+    if options.page:
+        written(options.page, "ingest", "\n\n".join(chapter))
+
+
+def _about(counts: dict[str, int], rounds: int) -> str:
+    sizes = ", ".join(f"{count} {modality}" for modality, count in counts.items())
+    return f"""## Taking images in
+
+`python -m tests.bench.ingest --page docs/benchmarks.md`: {sizes} images (0.5 and 0.13 MiB), medians of {rounds} rounds
+in turns, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}. "CT x 4" is CT over 4
+associations. All answer when an image is on the disk (fdatasync), but storescp, which never asks for that. Orthanc and
+storescp as shipped let the network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends that."""
+
+
+if __name__ == "__main__":
+    main()
