@@ -4,8 +4,11 @@ The listing is the journey::
 
     cli         the commands
     settings    the only reader of the configuration file and the environment
-    receive     C-ECHO and C-STORE SCP: who may come in; bytes -> spool -> 0x0000
-    spool       the disk: temporary file, fsync, rename; alone in touching the studies' files
+    receive     C-ECHO and C-STORE SCP: who may come in
+    transport   connections: TLS, time and room until an association is asked for
+    provider    the association's PDUs, bounded; `messages` puts them together
+    intake      one object: fragments -> spool and ledger -> 0x0000
+    spool       the disk: temporary file, fsync, link; alone in touching the studies' files
     ledger      the truth about studies, reports and deliveries (SQL); migrations brings its schema up
     mpps        MPPS SCP: the scanner says which images it has made
     completion  pure: is this study complete?

@@ -17,7 +17,7 @@ from dicom_node.errors import Refused
 from dicom_node.gate import TEMPLATE
 from dicom_node.receive import DECODABLE
 from dicom_node.send import STORED, WANTED
-from dicom_node.settings import Settings
+from dicom_node.settings import Settings, Tls
 from dicom_node.study import REPORT_CLASSES
 from dicom_node.wire import MAXIMUM_PDU
 from labeler.vocabulary import Vocabulary, vocabulary
@@ -41,7 +41,8 @@ Reports in an archive. It keeps every object that it is sent and changes none. I
 ## 3 Association policies
 
 The called AE title must be ours, the calling AE title and its host must be configured; otherwise the association is
-rejected (rejected-permanent, service-user; reason 7 called, 3 calling AE title not recognised) and counted.
+rejected (rejected-permanent, service-user; reason 7 called, 3 calling AE title not recognised, 1 in plain where TLS is
+due; rejected-transient, service-provider, reason 2 where a limit is reached) and counted.
 Asynchronous operations, user identity and extended negotiation are not used.
 
 {associations}
@@ -136,7 +137,11 @@ The source's single character set, else ISO_IR 192; any that pydicom decodes is 
 
 ## 9 Security
 
-Associations are told apart by AE title and host. TLS is not yet part of the node: put a DICOM TLS proxy before it.
+Associations are told apart by AE title and host. With a [tls] table the node also listens for TLS, on port {tls_port}
+unless that table says otherwise, and calls peers that have `tls = true` over TLS only; in plain such a one is rejected.
+TLS 1.2 with ECDHE key exchange and AEAD ciphers, or 1.3; both sides show a certificate of a configured CA (PS3.15 B.12,
+BCP 195 RFC 8996, 9325 TLS Secure Transport Connection Profile). Certificates are read again when their files change.
+Revocation is not checked.
 """
 
 _MEANS = {
@@ -189,7 +194,9 @@ def statement(words: Vocabulary) -> str:
                 ("AE title", shown.ae_title),
                 ("port", shown.port),
                 ("PDU size received", f"{MAXIMUM_PDU} bytes"),
-                ("associations at a time", shown.associations),
+                ("associations at a time, of one host", f"{shown.associations}, {shown.associations_per_host}"),
+                ("time for the association request", f"{shown.request_timeout:g} s"),
+                ("largest object", f"{shown.instance_limit_mib} MiB"),
                 ("ARTIM, DIMSE and idle timeout", f"{shown.network_timeout:g} s"),
             ],
         ),
@@ -209,6 +216,7 @@ def statement(words: Vocabulary) -> str:
         steps=_table(("status", "meaning"), _STEP_STATUSES),
         stored=", ".join(f"0x{status:04X}" for status in sorted(STORED)),
         template=_table(("below", "concept", "relationship", "type", "times"), _rows()),
+        tls_port=Tls.model_fields["port"].default,
         codes=_table(("code", "meaning", "kind"), _codes(words)),
     )
 

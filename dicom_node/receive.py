@@ -139,8 +139,11 @@ class Receiver:
         deadline = time.monotonic() + _GRACE
         while any(_is_busy(guest) for guest in self._guests()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for guest in self._guests():
-            guest.abort()
+        guests = self._guests()
+        for guest in guests:
+            guest.abort(block=False)
+        for guest in guests:
+            guest.join(1.0)
         self.spool.close()
         if self._listeners:
             _config.UNRESTRICTED_STORAGE_SERVICE = False

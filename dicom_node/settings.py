@@ -199,8 +199,8 @@ class Settings(BaseSettings):
     instance_limit_mib: Annotated[int, Field(ge=1)] = 4096
     #: Receiver processes behind the one port, for machines with cores to spare; started by `dicom-node up`.
     receivers: Annotated[int, Field(ge=1, le=64)] = 1
-    #: Receive C-STORE past pynetdicom's data sets, in a third of the time. False: all by pynetdicom; should an update
-    #: of it ever break our way. Memory then grows with the size of the objects.
+    #: Receive C-STORE past pynetdicom's data sets: less work, and memory that is flat in the size of objects.
+    #: False: all by pynetdicom, should an update of it ever break our way.
     fast_path: bool = True
     #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay.
     retention_days: Annotated[float, Field(gt=0)] = 30.0

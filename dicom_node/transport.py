@@ -231,11 +231,12 @@ def _shown(title: str) -> str:
 
 
 def _end(connection: socket.socket, last_words: bytes) -> None:
-    """Say it and hang up; a peer that does not listen is not waited for."""
+    """Say it, and let the peer hang up first, as PS3.8 wants it; for a second, and not however much it still says."""
     with suppress(OSError):
         connection.settimeout(1.0)
         connection.sendall(last_words)
         connection.shutdown(socket.SHUT_WR)
+        connection.recv(HEADER.size)
     connection.close()
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.admission import admit
-from dicom_node.settings import Peer, Settings
+from dicom_node.admission import admit, crowded
+from dicom_node.settings import Peer, Settings, Tls
 
 SETTINGS = Settings(
     peers=(
@@ -54,3 +54,21 @@ def test_no_title_and_address_outside_the_settings_is_let_in(calling, host):
     admission = admit(calling, "ANATOMY", host, SETTINGS)
     known = calling.strip() in {"CT1", "MR1", "ROAM", "HOME"}
     assert admission.peer is None or known
+
+
+def test_a_peer_with_tls_comes_over_tls_only(tmp_path):
+    tls = Tls(certificate=tmp_path, key=tmp_path, ca=tmp_path, port=2762)
+    settings = Settings(tls=tls, peers=(Peer(name="ct1", ae_title="CT1", host="10.1.0.1", tls=True),))
+    assert admit("CT1", "ANATOMY", "10.1.0.1", settings, secure=True).peer is not None
+    refused = admit("CT1", "ANATOMY", "10.1.0.1", settings, secure=False)
+    assert (refused.peer, refused.codes) == (None, (1, 1, 1))
+    assert "set port 2762 and TLS" in refused.remedy
+
+
+def test_a_full_house_is_a_passing_reason():
+    settings = Settings(associations=3, associations_per_host=2)
+    peer = SETTINGS.peers[0]
+    assert crowded(peer, "h", ["h", "other"], settings).peer is peer
+    assert crowded(peer, "h", ["h", "h"], settings).reason == "associations_per_host = 2 is reached"
+    full = crowded(peer, "h", ["a", "b", "c"], settings)
+    assert (full.peer, full.reason, full.codes) == (None, "associations = 3 is reached", (2, 3, 2))

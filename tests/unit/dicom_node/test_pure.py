@@ -66,3 +66,12 @@ def test_whatever_is_called_a_uid_is_safe_as_a_file_name(text):
 def test_every_state_leads_somewhere_and_late_images_reopen_all():
     assert set(TRANSITIONS) == set(State)
     assert all(State.RECEIVING in after for state, after in TRANSITIONS.items() if state != State.RECEIVING)
+
+
+def test_as_many_receivers_run_as_the_settings_say():
+    from dicom_node.supervise import node_programs
+
+    programs = node_programs(receivers=3)
+    receiving = [program.name for program in programs if program.command[-1] == "receive"]
+    assert receiving == ["receive", "receive-2", "receive-3"]
+    assert len({program.name for program in programs}) == len(programs)
