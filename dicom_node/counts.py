@@ -28,7 +28,7 @@ class Counter:
 
     def __init__(self, settings: Settings, ledger: Ledger, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.settings, self.ledger, self.monotonic = settings, ledger, monotonic
-        self.caller = Caller(settings)
+        self._caller = Caller(settings)
         self._not_before: dict[str, float] = {}
 
     def ask(self) -> int:
@@ -52,7 +52,7 @@ class Counter:
         if self.monotonic() < self._not_before.get(peer.name, 0.0):
             return False
         try:
-            objects = objects_of(peer, self.caller, row.study_uid)
+            objects = objects_of(peer, self._caller, row.study_uid)
         except NodeError as reason:
             self._not_before[peer.name] = self.monotonic() + _RESPITE
             log.warning("images not counted; the quiet time decides", peer=peer.name, reason=str(reason))

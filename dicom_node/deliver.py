@@ -44,6 +44,8 @@ class Deliverer:
     def __init__(self, settings: Settings, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
         self.settings, self.ledger, self.clock = settings, ledger, clock
         self.caller = Caller(settings)
+        #: Set when this process is to end: no turn goes on.
+        self.draining = False
 
     def work_off(self, destination: str, first: str, seconds: float = _TURN) -> None:
         """Deliver a report, then whatever else is due to its destination, until nothing is or its turn is over.
@@ -52,7 +54,7 @@ class Deliverer:
         """
         until = self.clock() + seconds
         self.deliver(first, destination)
-        while self.clock() < until and self.deliver(None, destination) is not None:
+        while not self.draining and self.clock() < until and self.deliver(None, destination) is not None:
             pass
 
     def deliver(self, report_uid: str | None, destination: str) -> Delivery | None:

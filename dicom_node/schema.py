@@ -166,6 +166,8 @@ delivery = Table(
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)
+Index("delivery_by_destination", delivery.c.destination, delivery.c.state, delivery.c.next_at)
+Index("delivery_by_lease", delivery.c.lease_until)
 Index("delivery_by_study", delivery.c.study_uid)
 
 #: Modality Performed Procedure Steps; `images` are the SOP Instance UIDs that the scanner says it has made (JSON).
@@ -190,9 +192,6 @@ archive_count = Table(
     Column("objects", Integer, nullable=False),
     Column("counted_at", Float, nullable=False),
 )
-
-Index("delivery_by_destination", delivery.c.destination, delivery.c.state, delivery.c.next_at)
-Index("delivery_by_lease", delivery.c.lease_until)
 
 #: How destinations answer: one that fails too often in a row rests, then is tried with one delivery at a time.
 destination = Table(

@@ -79,6 +79,14 @@ def drain() -> None:
     """This process is to end: what it works on is finished in time or handed back."""
     if _pipeline.cache_info().currsize:
         _pipeline().drain()
+    if _deliverer.cache_info().currsize:
+        _deliverer().draining = True
+
+
+def hang_up() -> None:
+    """This process has ended its work: associations that it keeps open are released."""
+    if _deliverer.cache_info().currsize:
+        _deliverer().caller.close()
 
 
 @app.task(name="dicom_node.beat")
@@ -98,12 +106,6 @@ def _deliverer() -> Deliverer:
     from dicom_node.deliver import open_deliverer
 
     return open_deliverer(load_settings())
-
-
-def hang_up() -> None:
-    """Release the associations that this process keeps open."""
-    if _deliverer.cache_info().currsize:
-        _deliverer().caller.close()
 
 
 @app.task(name="dicom_node.label_study")

@@ -35,10 +35,7 @@ def run_worker(settings: Settings, arguments: list[str]) -> None:
     guard.listen()
     defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
     quiet = ["--without-gossip", "--without-mingle"]
-    try:
-        app.worker_main(["worker", *defaults, *quiet, *arguments])
-    finally:
-        hang_up()
+    app.worker_main(["worker", *defaults, *quiet, *arguments])
 
 
 class Guard:
@@ -88,6 +85,7 @@ class Guard:
 
     def _shut_down(self, **_: Any) -> None:
         self._stop.set()
+        hang_up()
 
     def _watch(self) -> None:
         bell, every = Bell(app), self.settings.sign_seconds

@@ -50,7 +50,7 @@ def eventually(check: Callable[[], T], seconds: float = 60.0, every: float = 0.2
 
 def needs(*programs: str) -> None:
     """A missing server skips at the desk and fails in CI."""
-    absent = [name for name in programs if shutil.which(name, path=path_of()) is None]
+    absent = [name for name in programs if shutil.which(name, path=_path()) is None]
     if absent:
         missing(", ".join(absent))
 
@@ -61,7 +61,13 @@ def missing(what: str) -> NoReturn:
     pytest.skip(f"not installed: {what}")
 
 
-def path_of() -> str:
+def program(name: str) -> str:
+    """Where a server lies."""
+    needs(name)
+    return str(shutil.which(name, path=_path()))
+
+
+def _path() -> str:
     """The system's programs before any Python environment's: pynetdicom installs an `echoscu` and `storescu` too."""
     own = str(Path(sys.executable).parent)
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/sbin", own]
@@ -70,9 +76,7 @@ def path_of() -> str:
 
 def tool(name: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command-line tool and return what it printed."""
-    needs(name)
-    program = shutil.which(name, path=path_of())
-    command = [str(program), *map(str, arguments)]
+    command = [program(name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=120, errors="replace")
 
 
@@ -136,8 +140,7 @@ class Orthanc:
                 }
             )
         )
-        program = shutil.which("Orthanc", path=path_of())
-        with running([str(program), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
+        with running([program("Orthanc"), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
             eventually(lambda: self.get("/system"), 30)
             yield self
 

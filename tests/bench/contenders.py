@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.pusher import CALLED, CALLING
 from tests.certificates import Authority
-from tests.support import needs, path_of
+from tests.support import needs, program
 
 OURS = "this node"
 
@@ -89,8 +88,7 @@ def _hurried(hurried: bool) -> dict[str, str]:
 
 def _storescp(hurried: bool) -> Command:
     def command(port: int, folder: Path, _: bool) -> tuple[list[str], dict[str, str]]:
-        program = str(shutil.which("storescp", path=path_of()))
-        return [program, "--fork", "-od", str(folder / "stored"), str(port)], _hurried(hurried)
+        return [program("storescp"), "--fork", "-od", str(folder / "stored"), str(port)], _hurried(hurried)
 
     return command
 
@@ -100,7 +98,7 @@ def _orthanc(hurried: bool) -> Command:
         stored, config = str(folder / "stored"), folder / "orthanc.json"
         options = {"StorageDirectory": stored, "IndexDirectory": stored, "DicomAet": CALLED, "DicomPort": port}
         config.write_text(json.dumps({**options, "HttpServerEnabled": False, "DicomAlwaysAllowStore": True}))
-        return [str(shutil.which("Orthanc", path=path_of())), str(config)], _hurried(hurried)
+        return [program("Orthanc"), str(config)], _hurried(hurried)
 
     return command
 

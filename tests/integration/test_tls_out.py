@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from dicom_node.send import echo, store
 from dicom_node.settings import Peer, Settings, Tls
 from tests.certificates import Authority
 from tests.factories import a_series
-from tests.support import Orthanc, eventually, free_port, listens, needs, path_of, running
+from tests.support import Orthanc, eventually, free_port, listens, needs, program, running
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def storescp(folder: Path, tls: Tls | None) -> Iterator[int]:
     folder.mkdir(exist_ok=True)
     port = free_port()
     secure = ["+tls", tls.key, tls.certificate, "+cf", tls.ca] if tls else []
-    command = [str(shutil.which("storescp", path=path_of())), *map(str, secure), "-od", str(folder), str(port)]
+    command = [program("storescp"), *map(str, secure), "-od", str(folder), str(port)]
     with running(command, folder.parent / "storescp.log", {"TCP_NODELAY": "1"}):
         eventually(lambda: listens(port), 10)
         yield port

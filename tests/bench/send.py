@@ -1,0 +1,153 @@
+"""What it costs to bring a report to an archive: on an open association, on a new one, and with all that goes with it.
+
+    python -m tests.bench.send [--quick] [--page docs/benchmarks.md]
+
+Orthanc and DCMTK's storescp, both with TCP_NODELAY=1, on this machine; one report of a real series under ever new UIDs.
+"delivered" adds our own part: the claim and the record in the ledger, and the gate that reads the report again. The
+bare C-STORE of pynetdicom on one association, without our socket options, stands beside it. No threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median
+
+import structlog
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom import AE
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node.call import Caller
+from dicom_node.deliver import Deliverer
+from dicom_node.ledger import Ledger
+from dicom_node.send import store
+from dicom_node.settings import Peer, Settings
+from dicom_node.study import Delivery, WrittenReport
+from tests.bench.process import markdown, written
+from tests.factories import a_series
+from tests.parts import Bench
+from tests.support import Orthanc, eventually, free_port, listens, program, running
+
+
+def a_report(home: Path) -> WrittenReport:
+    """What the labelling half writes on a series of 12 images."""
+    bench = Bench(home, 1)
+    uid = bench.take(a_series("torso", 12, name="bench"))
+    bench.label(uid)
+    (report,) = bench.ledger.reports(uid)
+    bench.ledger.engine.dispose()
+    return report
+
+
+def copies(report: WrittenReport, folder: Path, count: int) -> Iterator[WrittenReport]:
+    """The report under so many UIDs."""
+    data_set = dcmread(report.path)
+    for number in range(count):
+        uid = f"{report.sop_instance_uid[:-6]}{number:06}"
+        data_set.SOPInstanceUID = data_set.file_meta.MediaStorageSOPInstanceUID = uid
+        data_set.save_as(folder / f"{uid}.dcm", enforce_file_format=True)
+        yield WrittenReport(uid, report.sop_class_uid, "1.2", "1.2.0", "c", folder / f"{uid}.dcm", None)
+
+
+def milliseconds(each: Callable[[WrittenReport], object], reports: list[WrittenReport]) -> float:
+    """The median of all but the first."""
+    taken = []
+    for report in reports:
+        started = time.perf_counter()
+        each(report)
+        taken.append(1000 * (time.perf_counter() - started))
+    return median(taken[1:])
+
+
+@contextmanager
+def bare(peer: Peer) -> Iterator[Callable[[WrittenReport], Dataset]]:
+    """pynetdicom as it comes."""
+    entity = AE("ANATOMY")
+    entity.add_requested_context("1.2.840.10008.5.1.4.1.1.88.34")
+    association = entity.associate(peer.host, peer.port, ae_title=peer.ae_title)
+    yield lambda report: association.send_c_store(report.path)
+    association.release()
+
+
+def measured(peer: Peer, reports: list[WrittenReport], home: Path) -> list[float]:
+    """Milliseconds per report: C-STORE kept open, on new associations, pynetdicom's own; and delivered."""
+    settings = Settings(home=home, peers=(peer,))
+    once = peer.model_copy(update={"idle_seconds": 0.0})
+    deliverer = Deliverer(settings, Ledger(settings.ledger_url))
+    with deliverer.ledger.engine.begin() as connection:
+        for report in reports:
+            deliverer.ledger._enter_report(connection, report, [peer.name])
+
+    def delivered(report: WrittenReport) -> None:
+        if deliverer.deliver(report.sop_instance_uid, peer.name) != Delivery.SENT:
+            raise SystemExit(f"{peer.name} did not take it")
+
+    with Caller(settings) as caller, deliverer.caller, bare(peer) as plain:
+        found = [
+            milliseconds(lambda report: store(report.path, peer, caller), reports),
+            milliseconds(lambda report: store(report.path, once, caller), reports),
+            milliseconds(plain, reports),
+            milliseconds(delivered, reports),
+        ]
+    deliverer.ledger.engine.dispose()
+    return found
+
+
+@contextmanager
+def archives(folder: Path) -> Iterator[list[Peer]]:
+    with ExitStack() as stack:
+        orthanc = stack.enter_context(Orthanc(folder / "orthanc").started())
+        port = free_port()
+        (folder / "stored").mkdir()
+        command = [program("storescp"), "--fork", "-od", str(folder / "stored"), str(port)]
+        stack.enter_context(running(command, folder / "storescp.log", {"TCP_NODELAY": "1"}))
+        eventually(lambda: listens(port), 10)
+        ends = [("Orthanc", orthanc.ae_title, orthanc.dicom_port), ("storescp", "SCP", port)]
+        yield [
+            Peer(name=name, ae_title=title, host="127.0.0.1", port=end, may=frozenset({"reports"}))
+            for name, title, end in ends
+        ]
+
+
+COLUMNS = ("ms per report", "open association", "new association", "pynetdicom, open", "delivered, open")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20 reports instead of 200")
+    parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    with tempfile.TemporaryDirectory() as name, archives(Path(name)) as peers:
+        folder = Path(name)
+        (folder / "reports").mkdir()
+        reports = list(copies(a_report(folder / "labelled"), folder / "reports", 20 if options.quick else 200))
+        rows = [
+            (peer.name, *(f"{ms:.1f}" for ms in measured(peer, reports, folder / f"home-{peer.name}")))
+            for peer in peers
+        ]
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    if options.page:
+        written(options.page, "send", f"{_ABOUT}\n\n{markdown(COLUMNS, rows)}")
+
+
+_ABOUT = """## Sending a report
+
+`python -m tests.bench.send --page docs/benchmarks.md`: medians over 200 reports of 12 images each. "delivered" is all
+that happens to a report: claim, gate, C-STORE, record. "pynetdicom" is its own C-STORE, whose sockets wait for Nagle
+and delayed acknowledgements."""
+
+
+if __name__ == "__main__":
+    main()
