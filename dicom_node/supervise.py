@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,8 @@ log = structlog.get_logger("up")
 #: Seconds beyond `drain_seconds` that processes get to end in.
 _GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
+#: Begins the name of the folder of our processes' sockets.
+_SOCKETS = "dicom-node-up-"
 
 
 #: Deliveries wait for peers, not for the processor; a thread that waits for one blocks no other's.
@@ -137,7 +140,8 @@ class Supervisor:
     _ears: dict[str, Ear] = field(default_factory=dict)
 
     def start(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dicom-node-")
+        clear_after_dead(Path(tempfile.gettempdir()))
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{_SOCKETS}{os.getpid()}-")
         self._ears = {program.name: Ear(Path(self._folder.name), program.name) for program in self.programs}
         for program in self.programs:
             self._start(program)
@@ -186,6 +190,24 @@ class Supervisor:
         for ear in self._ears.values():
             ear.close()
         self._folder.cleanup()
+
+
+def clear_after_dead(folder: Path) -> None:
+    """Remove the sockets' folders of supervisors that were killed; the process id in the name tells whose it was."""
+    for left in folder.glob(f"{_SOCKETS}*"):
+        pid = left.name.removeprefix(_SOCKETS).split("-")[0]
+        if pid.isdigit() and not _lives(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:

@@ -32,6 +32,8 @@ from dicom_node.study import State
 
 _SCANNERS = 3
 _LOOK = 0.2
+#: Blows after which the node may come to its breath.
+_BREATH = 8
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,11 @@ class Rehearsal:
             scanners = self._start_scanners(ledger, stop)
             fist = Fist(self.world, lambda seconds: self._pass(seconds, live, ledger))
             self._until(lambda: bool(self.received.acknowledged), 60.0, live, ledger)
-            for blow in self.plan.blows:
+            for position, blow in enumerate(self.plan.blows, start=1):
                 self._pass(blow.peace, live, ledger)
                 self._deal(blow, fist)
+                if position % _BREATH == 0:
+                    self._breathe(live, ledger)
             self._drain(scanners, patience, live, ledger)
             stop.set()
             self.missed += fist.unmet()
@@ -140,6 +144,11 @@ class Rehearsal:
             if left <= 0:
                 return
             time.sleep(min(_LOOK, left))
+
+    def _breathe(self, live: Live, ledger: Ledger) -> None:
+        """Until one more study has come to its end: on a slow machine nothing would ever be under way to be struck."""
+        before = self._settled
+        self._until(lambda: self._settled > before, 30.0, live, ledger)
 
     def _drain(self, scanners: Sequence[Scanners], patience: float, live: Live, ledger: Ledger) -> None:
         """Peace, until all is settled, or for `patience` seconds nothing more comes to its end."""

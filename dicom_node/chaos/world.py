@@ -24,7 +24,7 @@ from dicom_node.settings import CONFIG_VARIABLE, Settings, load_settings
 
 #: Room of the node's disk and its reserve, MiB.
 DISK, RESERVE = 256, 16
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 6.0
 #: Settings of the site that a rehearsal goes by: what labels, and on what.
 _KEPT = frozenset({"DICOM_NODE_BUNDLE", "DICOM_NODE_DEVICE"})
 
