@@ -10,14 +10,18 @@ The listing is the journey::
     completion  pure: is this study complete?
     watch       spool and ledger -> completion -> bell
     tasks       the Celery app; a task takes an id
-    pipeline    open -> label -> report -> settle
-    deliver     claim -> gate -> send -> settle
+    worker      a process that takes tasks, with its watchdog and signs of life (notify)
+    pipeline    prepare while images come; open -> label -> report -> settle
+    reading     images -> planes, decoded in children, kept ahead (planes)
     report      labels -> TID 1500 Structured Report, pure
     uids        our UIDs, derived so that the same input gives the same object
+    deliver     claim -> gate -> send -> settle
     send        C-STORE SCU: what is sent, and what the answer means
     call        associations that we open, TLS, kept for the next object
+    health      what stands still, grows or disagrees
 
-Imports run down this list only; `pipeline` and `report` alone know `labeler`, and nothing that receives loads torch.
+Imports run down this list only; `pipeline`, `reading` and `report` alone know `labeler`, and nothing that receives
+loads torch.
 """
 
 __version__ = "0.1.0"

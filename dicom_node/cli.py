@@ -102,14 +102,17 @@ def chaos(
         Path | None, typer.Option(help="An empty folder; unset: a new one, removed when all is well.")
     ] = None,
     ledger: Annotated[str, typer.Option(help="sqlite, postgresql (a cluster of its own), or auto.")] = "auto",
-    patience: Annotated[float, typer.Option(help="Seconds for what is left when the last blow has fallen.")] = 180.0,
+    pacs: Annotated[str, typer.Option(help="archive (the demo's) or orthanc (where it is installed).")] = "archive",
+    patience: Annotated[
+        float, typer.Option(help="Seconds in which, after the last blow, a study must come to its end.")
+    ] = 120.0,
     without: Annotated[list[str] | None, typer.Option(help='Leave out a means, as in --without "clock".')] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this file.")] = None,
 ) -> None:
     """Rehearse the worst night on a scratch node: kill, stop, cut and fill while scanners push; check every promise."""
     from dicom_node.chaos.rehearse import Wish, rehearse
 
-    wish = Wish(studies, seed, blows, home, ledger, patience, frozenset(without or ()))
+    wish = Wish(studies, seed, blows, home, ledger, pacs, patience, frozenset(without or ()))
     if not rehearse(wish, console, json):
         raise typer.Exit(1)
 
@@ -265,6 +268,18 @@ def discrepancies(
         write_csv(found, sys.stdout)
     else:
         console.print(listed(found), counted(found), sep="\n")
+
+
+@app.command()
+@explained
+def rejections() -> None:
+    """Who knocked and was turned away, when and how often, why, and the line that would admit them."""
+    from dicom_node.ledger import Ledger
+    from dicom_node.rejections import rejections as found
+    from dicom_node.status import turned_away
+
+    wanted = settings()
+    console.print(turned_away(found(Ledger(wanted.ledger_url), wanted)))
 
 
 @app.command()

@@ -120,9 +120,7 @@ class Deliverer:
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
         if not due.path.exists():
-            raise Quarantine(
-                f"{due.path}: the file is gone; where its images are here, a receiver's start makes it again"
-            )
+            raise self._lost(due)
         if due.kind == Kind.COMMITMENT:
             return tell(peer, self.caller, dcmread(due.path))
         if peer.check_patient:
@@ -130,6 +128,13 @@ class Deliverer:
         if due.kind == Kind.SHEET and not peer.sheet:
             raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
         return store(due.path, peer, self.caller, _sendable)
+
+    def _lost(self, due: DueDelivery) -> Retry | Quarantine:
+        """What follows when the file is gone: a report is made again where all its images are here."""
+        lost = self.ledger.holdings.lost_reports([str(due.path)])
+        if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
+            return Retry(f"{due.path} was lost; the study is labelled again")
+        return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""

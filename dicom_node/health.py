@@ -48,7 +48,7 @@ def findings(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
 
 def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     now = ledger.clock()
-    signs = [sign for sign in ledger.pulses() if sign.seen_at > now - _FORGOTTEN]
+    signs = [sign for sign in ledger.pulses.all() if sign.seen_at > now - _FORGOTTEN]
     for sign in signs:
         silent = now - sign.seen_at
         if silent > settings.stall_seconds:
@@ -102,7 +102,7 @@ def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
 
 def skews(settings: Settings, ledger: Ledger) -> Iterator[tuple[str, float]]:
     """How far other clocks are ahead of the ledger's, seconds; one that cannot be asked is left out."""
-    if (moment := ledger.database_time()) is not None:
+    if (moment := ledger.pulses.database_time()) is not None:
         yield "database", moment - ledger.clock()
     if settings.broker and (moment := Bell(connect(settings)).time()) is not None:
         yield "broker", moment - ledger.clock()

@@ -97,8 +97,12 @@ class Holdings:
         return lost
 
     def make_again(self, study_uid: str) -> bool:
-        """REPORTED or SENT -> QUEUED, so that lost reports are written again: the same bytes; False in other states."""
-        done = and_(study.c.study_uid == study_uid, study.c.state.in_([State.REPORTED, State.SENT]))
+        """REPORTED or SENT -> QUEUED, so that lost reports are written again, the same bytes.
+
+        False in other states, and where images have left the spool.
+        """
+        gone = exists().where(instance.c.study_uid == study_uid, instance.c.absent != Absent.HERE)
+        done = and_(study.c.study_uid == study_uid, study.c.state.in_([State.REPORTED, State.SENT]), ~gone)
         times = {"attempts": 0, "next_at": 0.0, "rung_at": 0.0}
         anew = {"state": State.QUEUED, "reason": "a report's file was lost", **times}
         with self.store.engine.begin() as connection:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, exists, func, literal, or_, select, update
+from sqlalchemy import Row, Select, and_, bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.deliveries import Deliveries, states_of
@@ -19,6 +19,7 @@ from dicom_node.errors import Superseded
 from dicom_node.holdings import Holdings
 from dicom_node.migrations import bring_up
 from dicom_node.performed import Performed
+from dicom_node.pulses import Pulses
 from dicom_node.schema import (
     Clock,
     Store,
@@ -27,7 +28,6 @@ from dicom_node.schema import (
     lock_study,
     not_labelled,
     open_engine,
-    pulse,
     refusal,
     remark,
     report,
@@ -41,13 +41,15 @@ from dicom_node.study import (
     Kind,
     Lease,
     NotLabelled,
-    Pulse,
     Remark,
     RemarkKind,
     State,
     StudyRow,
     WrittenReport,
 )
+
+#: Rows about refusals; whoever knocks under ever new names fills no disk.
+_REFUSALS = 2000
 
 
 class Ledger:
@@ -57,7 +59,8 @@ class Ledger:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
-        self.performed = Performed(self.store)
+        self.performed, self.pulses = Performed(self.store), Pulses(self.store)
+        self._entry, self._growth = _entry(self.store), _growth(self.store)
         bring_up(self.engine)
 
     # -- receiving -------------------------------------------------------------------------------------------------
@@ -68,12 +71,9 @@ class Ledger:
 
         An object whose UID came before with other bytes is kept and reported, and changes nothing else.
         """
-        named = instance.alias()
-        other = exists().where(named.c.sop_instance_uid == new.sop_instance_uid, named.c.digest != new.digest)
-        values = {**new.__dict__, "path": str(new.path), "conflict": or_(literal(new.conflict), other)}
+        values = {f"new_{name}": value for name, value in new.__dict__.items()}
         with self.engine.begin() as connection:
-            entry = self.store.insert(instance).values(values).on_conflict_do_nothing()
-            entered = connection.execute(entry.returning(instance.c.conflict)).first()
+            entered = connection.execute(self._entry, {**values, "new_path": str(new.path)}).first()
             if entered is None:
                 returned = self.holdings.came_back(connection, new)
                 if returned:
@@ -87,30 +87,11 @@ class Ledger:
         return True
 
     def _grow(self, connection: Connection, new: Instance, by: int = 1) -> None:
-        fresh = {
-            "study_uid": new.study_uid,
-            "state": State.RECEIVING,
-            "reason": "",
-            "peer": new.peer,
-            "instances": 1,
-            "first_at": new.received_at,
-            "last_at": new.received_at,
-        }
-        statement = self.store.insert(study).values(fresh)
-        grown = {
-            "state": State.RECEIVING,
-            "reason": "",
-            "peer": new.peer,
-            "instances": study.c.instances + by,
-            "last_at": new.received_at,
-            "attempts": 0,
-            "next_at": 0.0,
-            "fence": study.c.fence + 1,
-        }
-        connection.execute(statement.on_conflict_do_update(index_elements=[study.c.study_uid], set_=grown))
+        values = {"new_study_uid": new.study_uid, "new_peer": new.peer, "new_received_at": new.received_at}
+        connection.execute(self._growth, {**values, "new_by": by})
 
     def refuse(self, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
-        """Count somebody who was not let in, or an object that was refused."""
+        """Count somebody who was not let in, or an object that was refused; the latest few thousand are kept."""
         values = {
             "calling_ae": calling_ae[:16],
             "called_ae": called_ae[:16],
@@ -124,6 +105,8 @@ class Ledger:
         with self.engine.begin() as connection:
             keys = [refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason]
             connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=again))
+            kept = select(refusal.c.last_at).order_by(refusal.c.last_at.desc()).offset(_REFUSALS).limit(1)
+            connection.execute(delete(refusal).where(refusal.c.last_at <= kept.scalar_subquery()))
 
     # -- completion and the bell -----------------------------------------------------------------------------------
 
@@ -190,9 +173,11 @@ class Ledger:
             freed = update(study).where(expired).values(again).returning(study.c.study_uid)
             return list(connection.execute(freed).scalars())
 
-    def postpone(self, lease: Lease, reason: str, until: float) -> None:
-        """LABELLING -> QUEUED, not before `until`."""
-        self._or_superseded(lease, state=State.QUEUED, reason=reason, next_at=until, lease_until=0.0, rung_at=0.0)
+    def postpone(self, lease: Lease, reason: str, until: float, *, counted: bool = True) -> None:
+        """LABELLING -> QUEUED, not before `until`; an attempt that is not `counted` was not the study's fault."""
+        attempts = study.c.attempts - (0 if counted else 1)
+        queued = {"state": State.QUEUED, "attempts": attempts, "lease_until": 0.0, "rung_at": 0.0}
+        self._or_superseded(lease, **queued, reason=reason, next_at=until)
 
     def hand_back(self, lease: Lease) -> None:
         """LABELLING -> QUEUED at once; the attempt does not count."""
@@ -318,26 +303,6 @@ class Ledger:
         rows = self.rows(wanted if study_uid is None else wanted.where(remark.c.study_uid == study_uid))
         return [(_remark(row), row.heard_at) for row in rows]
 
-    # -- the processes -----------------------------------------------------------------------------------------------
-
-    def enter_pulse(self, sign: Pulse) -> None:
-        """A process lives; its earlier sign is forgotten."""
-        statement = self.store.insert(pulse).values(sign.__dict__)
-        newer = {"doing": sign.doing, "seen_at": sign.seen_at}
-        with self.engine.begin() as connection:
-            connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
-
-    def pulses(self) -> list[Pulse]:
-        rows = self.rows(select(pulse).order_by(pulse.c.process))
-        return [Pulse(row.process, row.doing, row.seen_at) for row in rows]
-
-    def database_time(self) -> float | None:
-        """Seconds since the epoch by the database's own clock; None where it has none."""
-        if self.engine.dialect.name != "postgresql":
-            return None
-        with self.engine.connect() as connection:
-            return float(connection.execute(select(func.extract("epoch", func.clock_timestamp()))).scalar_one())
-
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def studies(self, condition: Any = True, limit: int | None = None) -> list[StudyRow]:
@@ -425,6 +390,30 @@ class Ledger:
     def rows(self, statement: Select[Any]) -> list[Row[Any]]:
         with self.engine.connect() as connection:
             return list(connection.execute(statement))
+
+
+def _entry(store: Store) -> Any:
+    """INSERT of an object; made once, since making it takes longer than running it."""
+    values: dict[str, Any] = {
+        name: bindparam(f"new_{name}", type_=instance.c[name].type) for name in Instance.__dataclass_fields__
+    }
+    named = instance.alias()
+    same_uid = named.c.sop_instance_uid == values["sop_instance_uid"]
+    values["conflict"] = or_(values["conflict"], exists().where(same_uid, named.c.digest != values["digest"]))
+    return store.insert(instance).values(values).on_conflict_do_nothing().returning(instance.c.conflict)
+
+
+def _growth(store: Store) -> Any:
+    """INSERT of a study, or its growth by an object; `_entry` says why it is made once."""
+    study_uid, peer, received_at = (
+        bindparam(f"new_{name}", type_=instance.c[name].type) for name in ("study_uid", "peer", "received_at")
+    )
+    common = {"state": State.RECEIVING, "reason": "", "peer": peer, "last_at": received_at}
+    fresh = {**common, "study_uid": study_uid, "instances": 1, "first_at": received_at}
+    by = bindparam("new_by", type_=study.c.instances.type)
+    grown = {**common, "instances": study.c.instances + by, "attempts": 0, "next_at": 0.0, "fence": study.c.fence + 1}
+    statement = store.insert(study).values(fresh)
+    return statement.on_conflict_do_update(index_elements=[study.c.study_uid], set_=grown)
 
 
 def _held(lease: Lease) -> Any:

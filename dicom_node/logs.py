@@ -33,6 +33,8 @@ def configure(level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for noisy in ("pynetdicom", "pydicom", "transformers"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for quoting in ("utils", "dul", "fsm", "association"):  # they quote what a hostile peer sent; we name it ourselves
+        logging.getLogger(f"pynetdicom.{quoting}").setLevel(logging.CRITICAL)
 
 
 def where(error: BaseException) -> str:

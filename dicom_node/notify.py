@@ -7,6 +7,7 @@ process that has once told that it lives, and then is silent for the watchdog's 
 from __future__ import annotations
 
 import os
+import queue
 import socket
 import threading
 import time
@@ -32,23 +33,22 @@ def stopping() -> None:
 
 
 class Signs:
-    """The signs of one process, one in so many seconds."""
+    """The signs of one process, one in so many seconds. The ledger is told from a thread: it may be away or slow."""
 
     def __init__(self, ledger: Ledger, process: str, every: float) -> None:
         self.ledger, self.every = ledger, every
         self.process = process if "@" in process else f"{process}@{socket.gethostname()}"
         self._told_at = float("-inf")
+        self._doing: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._write, name="signs", daemon=True).start()
 
     def give(self, doing: str) -> None:
-        """This process lives; a ledger that is away is not told."""
-        if time.monotonic() - self._told_at < self.every:
-            return
-        self._told_at = time.monotonic()
-        _tell("WATCHDOG=1")
-        try:
-            self.ledger.enter_pulse(Pulse(self.process, doing, self.ledger.clock()))
-        except SQLAlchemyError as error:
-            log.error("the ledger is away", process=self.process, reason=str(error.args[0]))
+        """This process lives."""
+        if time.monotonic() - self._told_at >= self.every:
+            self._told_at = time.monotonic()
+            _tell("WATCHDOG=1")
+            if self._doing.empty():
+                self._doing.put(doing)
 
     def until(self, stop: threading.Event, doing: str) -> None:
         """Ready; then give signs until told to stop."""
@@ -56,6 +56,14 @@ class Signs:
         while not stop.wait(self.every):
             self.give(doing)
         stopping()
+
+    def _write(self) -> None:
+        while True:
+            doing = self._doing.get()
+            try:
+                self.ledger.pulses.enter(Pulse(self.process, doing, self.ledger.clock()))
+            except SQLAlchemyError as error:
+                log.error("the ledger is away", process=self.process, reason=str(error.args[0]))
 
 
 def _tell(state: str) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
 from dicom_node.corrections import listen
-from dicom_node.errors import HandedBack, Quarantine, Superseded
+from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.ledger import Ledger
@@ -83,7 +83,8 @@ class Pipeline:
 
     @property
     def planes(self) -> Planes:
-        return Planes(self.settings.home, self.settings.planes_mib << 20)
+        wanted = self.settings
+        return Planes(wanted.home, wanted.planes_mib << 20, wanted.reserve_mib << 20)
 
     @property
     def _reader(self) -> Reader:
@@ -116,14 +117,17 @@ class Pipeline:
         if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
             return False
         settled_before = began - self.settings.settled_after(row.peer)
-        for series in fresh:
-            if max(instance.received_at for instance in series) < settled_before and not self._scored_ahead(series):
-                return False
+        settled = [series for series in fresh if max(image.received_at for image in series) < settled_before]
+        if not all(self._scored_ahead(series) for series in settled):
+            return False
         self.ledger.prepared(study_uid, began)
         return True
 
     def _scored_ahead(self, instances: Sequence[Instance]) -> bool:
         """Leave the scores of a series in the cache; False when it was interrupted, and goes on there next time."""
+        mark = self.planes.place_of(instances[0].study_uid, f"{self._report_uid(instances)}.scored")
+        if mark.exists():
+            return True
 
         def make_room(_: int) -> None:
             if self.pressed() or self._drained_at is not None:
@@ -135,6 +139,7 @@ class Pipeline:
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
+        self.planes.put(mark, b"")
         return True
 
     # -- labelling -------------------------------------------------------------------------------------------------
@@ -167,6 +172,8 @@ class Pipeline:
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
+        if isinstance(error, (OutOfResources, SQLAlchemyError)):
+            return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
@@ -174,6 +181,13 @@ class Pipeline:
             self.planes.drop(lease.study_uid)
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
+        return State.QUEUED
+
+    def _hindered(self, lease: Lease, error: Exception) -> State:
+        """Disk or ledger failed: the node's trouble, of which no study is laid aside, however long it lasts."""
+        told = str(error) if isinstance(error, OutOfResources) else f"the ledger failed: {where(error)}"
+        log.error("labelling hindered", study_uid=lease.study_uid, reason=told)
+        self.ledger.postpone(lease, told, self.clock() + self.settings.lease_seconds, counted=False)
         return State.QUEUED
 
     def _work(self, lease: Lease, may_go_on: Callable[[], None]) -> State:
@@ -239,9 +253,12 @@ class Pipeline:
         )
         return [report, *self._sheet(report, built, answer, pictures, context)], notes
 
+    def _report_uid(self, instances: Sequence[Instance]) -> str:
+        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
-        uid = report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+        uid = self._report_uid(instances)
         report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
@@ -310,10 +327,14 @@ class Pipeline:
 
         def renew() -> None:
             while not done.wait(self.settings.lease_seconds / 3):
-                with suppress(SQLAlchemyError):  # the ledger is away for a moment; the lease may outlive that
-                    if not self.ledger.renew(lease, self.settings.lease_seconds):
-                        lost.set()
-                        return
+                try:
+                    kept = self.ledger.renew(lease, self.settings.lease_seconds)
+                except SQLAlchemyError as error:  # the ledger is away for a moment, or so long that the lease ends
+                    log.warning("lease not renewed", study_uid=lease.study_uid, reason=str(error.args[0]))
+                    continue
+                if not kept:
+                    lost.set()
+                    return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)
         thread.start()

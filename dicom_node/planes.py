@@ -2,6 +2,7 @@
 
     HOME/planes/STUDY/SOP-KEY.planes     KEY: of the image's bytes and of the preprocessing
     HOME/planes/STUDY/KEY.scores         KEY: of the pictures and of the bundle
+    HOME/planes/STUDY/REPORT.scored      all scores for this report are there; empty
 
 Bounded in bytes and age, gone when its study has its reports. A file appears under its name all at once, is never
 trusted (`labeler.packed` carries a checksum) and never synced: a power cut costs a decoding.
@@ -24,10 +25,11 @@ from dicom_node.study import Instance
 
 @dataclass(frozen=True)
 class Planes:
-    """The cache under one folder, at most so many bytes; 0 keeps nothing."""
+    """The cache under one folder, at most so many bytes; 0 keeps nothing. The reserve of the disk is not touched."""
 
     home: Path
     most_bytes: int
+    reserve_bytes: int = 0
 
     def place(self, instance: Instance, preprocessing: str) -> Path:
         """Where the planes of an image lie.
@@ -65,7 +67,8 @@ class Planes:
 
     def has_room(self) -> bool:
         """Is there less than may be? Counted on the disk, since several workers fill it."""
-        return self.most_bytes > 0 and sum(file.stat().st_size for file in self._files()) < self.most_bytes
+        free = shutil.disk_usage(self.home).free > self.reserve_bytes
+        return self.most_bytes > 0 and free and sum(_size(file) for file in self._files()) < self.most_bytes
 
     def drop_older_than(self, moment: float) -> int:
         """Forget studies to which nothing was added since `moment`, seconds since the epoch; how many these were."""
@@ -77,10 +80,18 @@ class Planes:
         return 0
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
-        """Files as they are listed; another worker may remove them at any time."""
+        """Files as they are listed; another worker may remove them, and their folder, at any time."""
         with suppress(OSError):
             for study in os.scandir(self.home / "planes"):
-                yield from os.scandir(study)
+                with suppress(OSError):
+                    yield from os.scandir(study)
+
+
+def _size(file: os.DirEntry[str]) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _private(path: str, flags: int) -> int:

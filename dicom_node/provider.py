@@ -18,60 +18,33 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
 from pynetdicom import pdu_primitives
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.presentation import PresentationContext
+from pynetdicom.fsm import InvalidEventError
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.admission import Admission, Caller
 from dicom_node.errors import CutOff
+from dicom_node.messages import Begin, Messages
 from dicom_node.settings import Peer
-from dicom_node.wire import (
-    C_STORE_RQ,
-    HEADER,
-    LONGEST_COMMAND,
-    LONGEST_PDU,
-    P_DATA,
-    Command,
-    Fragment,
-    fragments,
-    p_data,
-    parse_command,
-    pdu_length,
-)
+from dicom_node.wire import HEADER, LONGEST_PDU, P_DATA, fragments, pdu_length
+
+log = structlog.get_logger("provider")
 
 #: Private names of pynetdicom 3.0 that this module replaces or reads; a test fails when one of them goes.
 OVERRIDDEN = {
-    "dul": ("_read_pdu_data", "_is_transport_event", "_run_loop_delay", "_idle_timer", "_kill_thread", "run_reactor"),
+    "dul": ("_read_pdu_data", "_is_transport_event", "_run_loop_delay", "run_reactor", "send_pdu", "state_machine"),
     "dul queues": ("to_provider_queue", "to_user_queue", "event_queue"),
-    "association": ("_reactor_checkpoint", "_accepted_cx", "_run_reactor"),
-    "socket": ("_is_connected", "_shutdown_socket", "recv", "ready"),
+    "dimse": ("msg_queue", "receive_primitive"),
+    "association": ("_reactor_checkpoint", "_accepted_cx"),
+    "socket": ("_is_connected", "recv", "ready"),
 }
 
 #: Seconds after which a thread looks around although nobody woke it.
 _ROUND = 0.5
-#: Requests of one association that may wait for their answers; one is agreed (PS3.7 D.3.3.3).
-_OPERATIONS = 8
-#: Bytes of the data set of any message but C-STORE.
-_LONGEST_MESSAGE = 16 << 20
 _ESTABLISHED, _ENDED = "Sta6", "Sta13"
-
-
-class Sink(Protocol):
-    """Takes one object as it comes."""
-
-    def write(self, data: memoryview) -> None:
-        """The next bytes of its data set; they are gone afterwards."""
-
-    def finish(self) -> int:
-        """The data set is complete: the status to answer."""
-
-    def abandon(self) -> None:
-        """The rest will not come."""
-
-
-Begin = Callable[[Association, PresentationContext, Command], Sink]
 
 
 class Door(Protocol):
@@ -257,18 +230,25 @@ class Provider(DULServiceProvider):
         self.to_provider_queue = Bell(self._waker.wake)
         self.to_user_queue = Bell(checkpoint.ring)
         self._run_loop_delay = 0
+        self._has_cut_off = False
         self.messages = Messages(association, door.begin) if door.begin else None
 
     def run_reactor(self) -> None:
         try:
             super().run_reactor()
+        except InvalidEventError as error:  # we had something to say and the peer had broken off
+            log.debug("said too late", reason=str(error))
         finally:
+            self.socket.close()
             if self.messages is not None and self.messages.abandon():
                 self._door.turned_away(self.guest.caller, "the connection ended within an object")
             self._waker.close()
             self.to_user_queue.put(None)  # an association that still waits for its request waits in vain
 
     def _is_transport_event(self) -> bool:
+        if self._has_cut_off and self.state_machine.current_state == _ENDED:
+            self.socket.close()  # whatever else it sends is not read
+            return True
         if self._may_wait() and self.socket.socket is not None:
             with suppress(OSError, ValueError):  # closed meanwhile; pynetdicom finds out
                 self._waker.wait(self.socket.socket)
@@ -307,6 +287,7 @@ class Provider(DULServiceProvider):
 
     def _cut_off(self, reason: str) -> None:
         self._door.turned_away(self.guest.caller, reason)
+        self._has_cut_off = True
         self.socket.forget()
         self.event_queue.put("Evt19")
 
@@ -314,106 +295,3 @@ class Provider(DULServiceProvider):
         super().send_pdu(primitive)
         if self.messages is not None and isinstance(primitive, pdu_primitives.P_DATA):
             self.messages.answered(primitive)
-
-
-class Messages:
-    """Puts fragments together: C-STORE requests go to a sink as they come, all others to pynetdicom when whole."""
-
-    def __init__(self, association: Association, begin: Begin) -> None:
-        self._association, self._begin = association, begin
-        self._command = bytearray()
-        self._context_id = 0
-        self._asked: Command | None = None
-        self._sink: Sink | None = None
-        self._passed = 0
-        self._operations = threading.Semaphore(_OPERATIONS)
-
-    @property
-    def busy(self) -> bool:
-        """Is an object coming?"""
-        return self._sink is not None
-
-    def add(self, fragment: Fragment) -> None:
-        """Take the next fragment.
-
-        Raises:
-            CutOff: it breaks the protocol or a bound.
-        """
-        if (self._command or self._asked) and fragment.context_id != self._context_id:
-            raise CutOff("a message in two presentation contexts")
-        self._context_id = fragment.context_id
-        if fragment.is_command:
-            self._add_command(fragment)
-        elif self._sink is not None:
-            self._sink.write(fragment.data)
-            if fragment.is_last:
-                self._answer()
-        elif self._asked is not None:
-            self._add_data(fragment)
-        else:
-            raise CutOff("a data set without a command")
-
-    def _add_command(self, fragment: Fragment) -> None:
-        if self._asked is not None:
-            raise CutOff("a command within a data set")
-        self._command += fragment.data
-        if len(self._command) > LONGEST_COMMAND:
-            raise CutOff(f"a command set of more than {LONGEST_COMMAND} bytes")
-        if not fragment.is_last:
-            return
-        raw = bytes(self._command)
-        self._command.clear()
-        command = parse_command(raw)
-        context = self._association._accepted_cx.get(fragment.context_id)
-        if context is None:
-            raise CutOff(f"a presentation context that was not accepted ({fragment.context_id})")
-        if command.field == C_STORE_RQ:
-            self._asked, self._sink = command, self._begin(self._association, context, command)
-            if not command.has_data_set:
-                self._answer()
-        else:
-            self._pass_command(command, raw)
-
-    def _answer(self) -> None:
-        """The object is complete."""
-        command, sink = self._asked, self._sink
-        assert command is not None
-        assert sink is not None
-        self._asked = self._sink = None
-        answer = command.stored(sink.finish())
-        self._association.dul.socket.send(p_data(self._context_id, answer, command=True))
-
-    def _pass_command(self, command: Command, raw: bytes) -> None:
-        if command.awaits_answer and not self._operations.acquire(blocking=False):
-            raise CutOff(f"more than {_OPERATIONS} requests without waiting for an answer")
-        if command.has_data_set:
-            self._asked, self._passed = command, 0
-        self._pass(b"\x03" + raw)
-
-    def _add_data(self, fragment: Fragment) -> None:
-        self._passed += len(fragment.data)
-        if self._passed > _LONGEST_MESSAGE:
-            raise CutOff(f"a message of more than {_LONGEST_MESSAGE} bytes that is no C-STORE")
-        if fragment.is_last:
-            self._asked = None
-        self._pass((b"\x02" if fragment.is_last else b"\0") + bytes(fragment.data))
-
-    def _pass(self, value: bytes) -> None:
-        primitive = pdu_primitives.P_DATA()
-        primitive.presentation_data_value_list = [[self._context_id, value]]
-        try:
-            self._association.dimse.receive_primitive(primitive)
-        except Exception as error:  # whatever a hostile message makes the parser raise is its sender's fault
-            raise CutOff(f"a message that cannot be understood ({type(error).__name__})") from error
-
-    def answered(self, primitive: pdu_primitives.P_DATA) -> None:
-        """pynetdicom sends something: the end of a command is an answer."""
-        if any(value[0] & 3 == 3 for _, value in primitive.presentation_data_value_list):
-            self._operations.release()
-
-    def abandon(self) -> bool:
-        """The association is over; was an object coming?"""
-        sink, self._asked, self._sink = self._sink, None, None
-        if sink is not None:
-            sink.abandon()
-        return sink is not None

@@ -10,7 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ from dicom_node.study import Instance
 from labeler.dicom import Read
 from labeler.packed import packed, unpacked
 from labeler.sandbox import Sandbox
+from labeler.slices import Skip, Source
 
 if TYPE_CHECKING:
     from labeler.label import Labeler, Score
@@ -48,12 +49,12 @@ class Reader:
         """Decode images ahead for about so many seconds; False when some are left."""
         missing = [instance for instance in instances if not self._place(instance).exists()]
         until = time.monotonic() + seconds
-        kept = 0
-        for could_keep in self._in_turn(self._keep, missing):
-            kept += 1
-            if not could_keep or time.monotonic() > until:
-                break
-        return kept == len(missing)
+        for done, kept in enumerate(self._in_turn(self._keep, missing), start=1):
+            if not kept:
+                return True  # the disk takes no more: the others are decoded when they are labelled
+            if time.monotonic() > until:
+                return done == len(missing)
+        return True
 
     def _place(self, instance: Instance) -> Path:
         return self.planes.place(instance, self.preprocessing)
@@ -62,10 +63,18 @@ class Reader:
         try:
             return unpacked(self.planes.get(self._place(instance)))
         except (OSError, ValueError):  # not prepared, or damaged
-            return self.sandbox.read(instance.path)
+            return self._decoded(instance)
 
     def _keep(self, instance: Instance) -> bool:
-        return self.planes.put(self._place(instance), packed(self.sandbox.read(instance.path)))
+        return self.planes.put(self._place(instance), packed(self._decoded(instance)))
+
+    def _decoded(self, instance: Instance) -> Read:
+        """A file whose decoder did not live to tell what it is stays with its series."""
+        read = self.sandbox.read(instance.path)
+        if read.skipped is None or read.skipped.reason not in (Skip.CRASHED, Skip.TOO_SLOW, Skip.TOO_LARGE):
+            return read
+        source = Source(0, instance.sop_instance_uid, instance.sop_class_uid)
+        return Read(instance.series_uid, instance.modality, skipped=replace(read.skipped, source=source))
 
     def _in_turn(self, work: Callable[[Instance], T], instances: Iterable[Instance]) -> Iterator[T]:
         pool = ThreadPoolExecutor(self.sandbox.processes)

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,10 +20,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.admission import Admission, Caller, admit, crowded
 from dicom_node.commitment import Commitments
 from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from dicom_node.errors import CutOff, OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake, Reception
 from dicom_node.ledger import Ledger
+from dicom_node.messages import Begin
 from dicom_node.mpps import PerformedSteps
-from dicom_node.provider import Begin
 from dicom_node.reconcile import reconcile
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
@@ -56,6 +58,8 @@ DECODABLE = frozenset(
 )
 
 
+#: PS3.7 C.5.24: unrecognized operation.
+_UNRECOGNIZED = 0x0211
 #: Seconds that an object which is coming gets to arrive when the receiver is told to end.
 _GRACE = 5.0
 
@@ -188,10 +192,18 @@ class Receiver:
     def _on_store(self, event: evt.Event) -> int:
         """A whole object, where the fast path is not used (PS3.4 B.2.3)."""
         request, syntax = event.request, str(event.context.transfer_syntax)
+        if not isinstance(request, C_STORE):
+            return _UNRECOGNIZED
         announced = Announced(str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID), syntax)
         reception = self._reception(event.assoc, announced)
-        reception.write(request.DataSet.getbuffer())
-        return reception.finish()
+        try:
+            reception.write(request.DataSet.getbuffer())
+            return reception.finish()
+        except CutOff as cut:
+            self.turned_away(event.assoc.dul.guest.caller, str(cut))
+            return OutOfResources.status
+        finally:
+            reception.abandon()
 
 
 def _is_busy(association: Association) -> bool:

@@ -223,8 +223,8 @@ Index("remark_by_report", remark.c.report_uid)
 pulse = Table(
     "pulse",
     metadata,
-    Column("process", String(128), primary_key=True),
-    Column("doing", Text, nullable=False),
+    Column("process", Words(128), primary_key=True),
+    Column("doing", Prose, nullable=False),
     Column("seen_at", Float, nullable=False),
 )
 
@@ -269,7 +269,7 @@ def open_engine(url: str) -> Engine:
 
 
 def _to_wal(connection: Any) -> None:
-    """The switch to WAL does not wait for a lock by itself, as all else does; processes that start at once meet."""
+    """The switch to WAL waits for no lock by itself, as all else does; processes that start at once meet here."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -100,12 +100,12 @@ class Peer(BaseModel):
     check_patient: bool = False
     #: Send the evidence sheet, a picture, beside every report that this peer gets.
     sheet: bool = True
+    #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
+    counts: bool = False
     #: Deliveries that may be under way to it at the same time, over all workers.
     parallel: Annotated[int, Field(ge=1)] = 2
     #: Seconds that an association to it stays open for the next object; 0: it is closed after every one.
     idle_seconds: Annotated[float, Field(ge=0)] = 5.0
-    #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
-    counts: bool = False
     #: Seconds without a new image after which a study from this peer is complete; unset: the node's own.
     quiet_seconds: Seconds | None = None
 
@@ -273,8 +273,8 @@ class Settings(BaseSettings):
         return min(5.0, self.stall_seconds / 4)
 
     def settled_after(self, peer_name: str) -> float:
-        """Seconds of silence after which a series of a growing study is scored ahead: half of the quiet time."""
-        return self.quiet_of(peer_name) / 2
+        """Seconds of silence after which a series of a growing study is scored ahead: a quarter of the quiet time."""
+        return self.quiet_of(peer_name) / 4
 
 
 def find_config(given: Path | None) -> Path | None:

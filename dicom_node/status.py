@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import select
 
@@ -17,6 +18,7 @@ from dicom_node.corrections import shown
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.health import Finding
 from dicom_node.ledger import Ledger
+from dicom_node.rejections import Rejection
 from dicom_node.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
@@ -42,8 +44,14 @@ def overview(ledger: Ledger) -> Iterator[Table]:
     columns = (refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason, refusal.c.count)
     refused = ledger.rows(select(*columns, refusal.c.last_at).order_by(refusal.c.last_at.desc()).limit(20))
     if refused:
-        seen = [(*tuple(row)[:-1], _time(row.last_at)) for row in refused]
+        seen = [(*(escape(str(value)) for value in tuple(row)[:-1]), _time(row.last_at)) for row in refused]
         yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+
+
+def health(found: Iterable[Finding]) -> Table:
+    """What was looked at, and what to do about it."""
+    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
+    return _table("Health", ("what", "state", "what to do"), rows)
 
 
 def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[Table]:
@@ -76,10 +84,11 @@ def _when(seconds: float) -> str:
     return _time(seconds) if seconds else ""
 
 
-def health(found: Iterable[Finding]) -> Table:
-    """What was looked at, and what to do about it."""
-    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
-    return _table("Health", ("what", "state", "what to do"), rows)
+def turned_away(found: Iterable[Rejection]) -> Table:
+    """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
+    columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
+    rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, r.remedy) for r in found)
+    return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
@@ -101,6 +110,9 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
         ("attempts", row.attempts),
     ]
     yield _table(study_uid, ("", ""), facts)
+    if steps := ledger.performed.steps(study_uid):
+        said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
+        yield _table("Performed steps", ("step", "from", "status", "images named"), said)
     reports = [_report_row(item) for item in ledger.reports(study_uid)]
     yield _table("Reports", ("report", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid

@@ -46,11 +46,17 @@ class Program:
     command: tuple[str, ...]
 
 
-def node_programs() -> tuple[Program, ...]:
-    """The processes of a node on one machine; labelling and delivering never wait for each other."""
+def node_programs(receivers: int = 1) -> tuple[Program, ...]:
+    """The processes of a node on one machine; labelling and delivering never wait for each other.
+
+    Args:
+        receivers: processes that share the port; `receive`, `receive-2` ...
+    """
     node = (sys.executable, "-m", "dicom_node")
+    further = (Program(f"receive-{number}", (*node, "receive")) for number in range(2, receivers + 1))
     return (
         Program("receive", (*node, "receive")),
+        *further,
         Program("watch", (*node, "watch")),
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),
         Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h", *_SEVERAL)),
@@ -204,7 +210,7 @@ def die_with_parent() -> None:
 def supervised(settings: Settings, config: Path | None, output: IO[bytes] | None = None) -> Supervisor:
     """The node of these settings, with an embedded broker where none is set."""
     environment = {CONFIG_VARIABLE: str(config.resolve())} if config else {}
-    programs = node_programs()
+    programs = node_programs(settings.receivers)
     if settings.broker is None:
         broker, url = embedded_broker(settings.home)
         environment["DICOM_NODE_BROKER"] = url

@@ -138,8 +138,9 @@ class Listener(ThreadedAssociationServer):
             self._turn_away(visitor, f"TLS: {error.reason or 'handshake failed'}", _TLS_REMEDY)
         except TimeoutError:
             self._turn_away(visitor, f"no association request within {self._patience:g} s")
-        except OSError as error:
-            log.debug("connection ended", host=visitor.host, reason=str(error))
+        except OSError:  # it hung up before it said anything whole, as port scanners and health checks do
+            if visitor.shown_out:
+                self._turn_away(visitor, "silent; gave way to newer connections")
             visitor.connection.close()
         finally:
             self._room.leave(visitor)
@@ -165,8 +166,6 @@ class Listener(ThreadedAssociationServer):
         visitor.connection.do_handshake()
 
     def _turn_away(self, visitor: Visitor, reason: str, remedy: str = "") -> None:
-        if visitor.shown_out:
-            reason = "silent; gave way to newer connections"
         self.door.turned_away(Caller("", "", visitor.host), reason, remedy)
         _end(visitor.connection, AN_ABORT)
 

@@ -20,6 +20,8 @@ log = structlog.get_logger("worker")
 
 #: Exit code of a worker that ends itself (EX_SOFTWARE).
 STALLED = 70
+#: Pools that run tasks in this process, where their beginning and end are heard.
+_NEAR = ("solo", "thread")
 
 
 def run_worker(settings: Settings, arguments: list[str]) -> None:
@@ -42,7 +44,7 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.dog = Watchdog(settings.stall_seconds, settings.longest_task_seconds)
-        self.name, self.one_process = "", True
+        self.name, self.near = "", True
         self._stop = threading.Event()
 
     def listen(self) -> None:
@@ -61,13 +63,13 @@ class Guard:
         return f"beat.{self.name}"
 
     def _named(self, sender: str, instance: Any, **_: Any) -> None:
-        self.name = sender
-        self.one_process = instance.pool_cls.__module__.endswith(("solo", "thread"))
+        pool = instance.pool_cls.__module__.rpartition(".")[2]
+        self.name, self.near = sender, pool in _NEAR
+        self.dog.slots = 1 if pool == "solo" else instance.concurrency
         app.amqp.queues.select_add(self.queue)
 
     def _ready(self, **_: Any) -> None:
-        if self.one_process:  # another pool would hear the beat in another process
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         notify.ready()
 
     def _began(self, task_id: str, task: Any, **_: Any) -> None:
@@ -89,7 +91,7 @@ class Guard:
         bell, every = Bell(app), self.settings.sign_seconds
         signs = notify.Signs(Ledger(self.settings.ledger_url), self.name, every)
         while not self._stop.wait(every):
-            if not self.dog.busy_for:
+            if self.near and not self.dog.full:
                 self.dog.sent(bell.beat(self.queue, self.settings.stall_seconds))
             if reason := self.dog.complaint():
                 log.error("this worker ends itself, to be started again", worker=self.name, reason=reason)

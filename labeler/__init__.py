@@ -9,6 +9,7 @@ The way of a series through this package::
     aggregate   slices -> a consistent answer for the series
     label       all of the above behind one object, `Labeler`
 
+`dicom` reads files, `sandbox` does so in child processes (`packed` is how planes come back).
 `vocabulary` and `prompts` hold the words, `bundle` the trained parts with their hashes, `result` the answer.
 Nothing here knows a DICOM network, a queue or how a model is trained.
 """

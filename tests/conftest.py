@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import SHARED, Orthanc
+
+#: `--hypothesis-profile=siege`: the long form of `integration/test_hostile.py`.
+settings.register_profile("siege", max_examples=3000)
 
 for variable in [name for name in os.environ if name.startswith("DICOM_NODE_")]:
     del os.environ[variable]

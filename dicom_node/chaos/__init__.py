@@ -5,7 +5,7 @@ The listing is the journey::
     plan      pure: from a seed, what is scanned and which blows fall
     scans     the plan's images, as files
     scanner   re-sends until 0x0000
-    servers   broker, database, PACS as processes that can be killed
+    servers   broker, database, PACS as processes that can be killed; pacs, orthanc: which PACS
     wire      TCP connections that can be silenced or torn
     disk      a small disk that can be filled
     struck    the node's own programs, with a hand on their clock and on their most delicate moments

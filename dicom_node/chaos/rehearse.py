@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.chaos.blows import Fist
 from dicom_node.chaos.plan import Blow, Means, Plan, blow_kinds, drawn
@@ -24,8 +26,9 @@ from dicom_node.chaos.scanner import Received, Scanners
 from dicom_node.chaos.scans import Errand, Expected, Image, scanned
 from dicom_node.chaos.servers import has_database
 from dicom_node.chaos.verdict import Verdict, judged, reports_in, settled
-from dicom_node.chaos.world import LEASE_SECONDS, World, scratch
+from dicom_node.chaos.world import LEASE_SECONDS, World, forget_site, scratch
 from dicom_node.ledger import Ledger
+from dicom_node.study import State
 
 _SCANNERS = 3
 _LOOK = 0.2
@@ -33,14 +36,22 @@ _LOOK = 0.2
 
 @dataclass(frozen=True)
 class Wish:
-    """What the command was asked for; `ledger` is sqlite, postgresql or auto, `patience` seconds for the drain."""
+    """What the command was asked for.
+
+    Attributes:
+        ledger: sqlite, postgresql or auto.
+        pacs: archive or orthanc.
+        patience: seconds in which, after the last blow, at least one study must come to its end.
+        without: means that are left out, as `plan.Means` names them.
+    """
 
     studies: int
     seed: int
     blows: int
     home: Path | None = None
     ledger: str = "auto"
-    patience: float = 180.0
+    pacs: str = "archive"
+    patience: float = 120.0
     without: frozenset[str] = frozenset()
 
 
@@ -75,6 +86,7 @@ class Rehearsal:
             self._drain(scanners, patience, live, ledger)
             stop.set()
             self.missed += fist.unmet()
+        self.world.fetch()
         return judged(
             self._expected,
             self.sent,
@@ -90,10 +102,11 @@ class Rehearsal:
         return {image for errand in self._errands for image in errand.images}
 
     def _start_scanners(self, ledger: Ledger, stop: threading.Event) -> list[Scanners]:
-        pacs = self.world.folder / "pacs"
-
         def reported(study_uid: str) -> bool:
-            return any(str(report.StudyInstanceUID) == study_uid for report in reports_in(pacs))
+            with suppress(SQLAlchemyError):
+                row = ledger.study(study_uid)
+                return row is not None and row.state == State.SENT
+            return False
 
         scanners = [
             Scanners(
@@ -129,13 +142,15 @@ class Rehearsal:
             time.sleep(min(_LOOK, left))
 
     def _drain(self, scanners: Sequence[Scanners], patience: float, live: Live, ledger: Ledger) -> None:
-        """Peace, until all is settled or patience ends."""
-        began = time.monotonic()
-
-        def done() -> bool:
-            return self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners)
-
-        self._until(done, patience, live, ledger)
+        """Peace, until all is settled, or for `patience` seconds nothing more comes to its end."""
+        began = last = time.monotonic()
+        most = 0
+        while time.monotonic() - last < patience:
+            self._pass(_LOOK, live, ledger)
+            if self._settled > most:
+                most, last = self._settled, time.monotonic()
+            if self._settled == len(self._expected) and not any(scanner.is_alive() for scanner in scanners):
+                break
         self.drain_seconds = time.monotonic() - began
 
     def _until(self, condition: Callable[[], bool], seconds: float, live: Live, ledger: Ledger) -> None:
@@ -170,6 +185,7 @@ class Rehearsal:
             "kept": verdict.kept,
             "ledger": "postgresql" if self.world.database else "sqlite",
             "broker": Path(self.world.broker.command[0]).name,
+            "pacs": self.world.pacs_kind,
             "disk": "tmpfs" if self.world.disk.own else "RLIMIT_FSIZE",
             "studies": len(self._expected),
             "instances": len(self.received.acknowledged),
@@ -190,9 +206,10 @@ def rehearse(wish: Wish, console: Console, write_to: Path | None = None) -> bool
         ConfigurationError: the home holds something, or there is no PostgreSQL where one is wanted.
         Retry: a server did not start.
     """
+    forget_site(os.environ)
     folder = scratch(wish.home)
     postgresql = has_database() if wish.ledger == "auto" else wish.ledger == "postgresql"
-    world = World(folder, postgresql=postgresql)
+    world = World(folder, postgresql=postgresql, orthanc=wish.pacs == "orthanc")
     kinds = blow_kinds(database=postgresql, small_disk=world.disk.own)
     plan = drawn(wish.seed, wish.studies, wish.blows, kinds, LEASE_SECONDS, wish.without)
     (folder / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
@@ -203,7 +220,7 @@ def rehearse(wish: Wish, console: Console, write_to: Path | None = None) -> bool
     finally:
         codes = world.close()
         world.sweep_up()
-    left = [f"process still running: {command}" for command in world.left_running()]
+    left = world.left_behind()
     left += [f"{name} did not end on SIGTERM (exit code {code})" for name, code in codes.items() if code != 0]
     verdict = Verdict(verdict.lost, verdict.doubled, verdict.astray, (*verdict.left_behind, *left))
     summary = rehearsal.summary(verdict, time.monotonic() - began)

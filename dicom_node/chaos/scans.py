@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -136,8 +137,7 @@ def _drawn(scan: Scan, title: str, count: int) -> list[Dataset]:
         for image in images:
             image.SOPClassUID, image.Modality = SecondaryCaptureImageStorage, "OT"
     if scan.course == Course.OTHER_BYTES:
-        again = Dataset(images[0])
-        again.file_meta = images[0].file_meta
+        again = deepcopy(images[0])
         again.PixelData = images[1].PixelData
         images.append(again)
     return images

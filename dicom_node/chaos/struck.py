@@ -79,7 +79,7 @@ def _arm(folder: Path, program: str) -> None:
     real_sync = os.fdatasync
 
     def stamped_sync(file: Any) -> None:
-        os.utime(file, (clock(), clock()))
+        os.utime(file if isinstance(file, int) else file.fileno(), (clock(), clock()))
         real_sync(file)
 
     os.fdatasync = stamped_sync  # type: ignore[assignment]

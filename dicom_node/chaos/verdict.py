@@ -77,17 +77,18 @@ def settled(expected: Sequence[Expected], ledger: Ledger) -> int:
         owed = {row.study_uid for row in ledger.rows(select(schema.delivery.c.study_uid).where(_open()))}
     except SQLAlchemyError:
         return 0
-    return sum(states.get(one.study_uid) == _end(one) and one.study_uid not in owed for one in expected)
+    return sum(states.get(one.study_uid) in _ends(one) and one.study_uid not in owed for one in expected)
 
 
 def _open() -> ColumnElement[bool]:
     return schema.delivery.c.state.in_(OPEN)
 
 
-def _end(expected: Expected) -> State:
+def _ends(expected: Expected) -> tuple[State, ...]:
+    """Where a study should end; what needs nothing more may be purged when the disk runs low."""
     if expected.course in ASIDE:
-        return State.QUARANTINED
-    return State.UNLABELLED if expected.course in UNLABELLED else State.SENT
+        return (State.QUARANTINED,)
+    return (State.UNLABELLED if expected.course in UNLABELLED else State.SENT, State.PURGED)
 
 
 # -- lost ------------------------------------------------------------------------------------------------------------
@@ -103,9 +104,10 @@ def _not_kept(acknowledged: Collection[Image], ledger: Ledger, home: Path) -> It
     kept = _digests(home)
     columns = select(schema.instance.c.study_uid, schema.instance.c.digest)
     entered = {(row.study_uid, row.digest) for row in ledger.rows(columns)}
+    purged = {row.study_uid for row in ledger.studies(schema.study.c.state == State.PURGED)}
     for image in acknowledged:
         key = (image.study_uid, image.digest)
-        if key not in kept:
+        if key not in kept and image.study_uid not in purged:
             yield f"image {image.sop_instance_uid}: acknowledged, but not in the spool as it was sent"
         elif key not in entered:
             yield f"image {image.sop_instance_uid}: acknowledged and spooled, but not in the ledger"
@@ -180,9 +182,9 @@ def _astray(expected: Sequence[Expected], ledger: Ledger) -> Iterator[str]:
     rows = {row.study_uid: row for row in ledger.studies()}
     for one in expected:
         row = rows.get(one.study_uid)
-        if row is None or row.state != _end(one):
+        if row is None or row.state not in _ends(one):
             told = f"{row.state} ({row.reason or 'no reason'}; attempt {row.attempts})" if row else "unknown"
-            yield f"study {one.study_uid} ({one.course}): {told} instead of {_end(one)}"
+            yield f"study {one.study_uid} ({one.course}): {told} instead of {_ends(one)[0]}"
     waiting = select(schema.delivery.c.report_uid, schema.delivery.c.state, schema.delivery.c.detail).where(_open())
     for delivery in ledger.rows(waiting):
         yield f"delivery of {delivery.report_uid}: {delivery.state} ({delivery.detail})"

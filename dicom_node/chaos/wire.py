@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -31,7 +33,7 @@ class Wire:
         """Every connection is reset, and every new one."""
         self._torn = True
         for end in self._ends:
-            end.transport.abort()
+            _reset(end)
 
     def mend(self) -> None:
         self._torn = False
@@ -39,13 +41,13 @@ class Wire:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._torn:
-            writer.transport.abort()
+            _reset(writer)
             return
         await self._flowing.wait()
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
-            writer.transport.abort()
+            _reset(writer)
             return
         self._ends |= {writer, back}
         try:
@@ -62,6 +64,12 @@ class Wire:
         with suppress(OSError):
             sink.close()
             await sink.wait_closed()
+
+
+def _reset(end: asyncio.StreamWriter) -> None:
+    """Close with RST: nothing that is under way arrives any more."""
+    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.transport.abort()
 
 
 class Wires:

@@ -8,12 +8,13 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
 from dicom_node.chaos import servers
 from dicom_node.chaos.disk import Disk
+from dicom_node.chaos.orthanc import Orthanc
 from dicom_node.chaos.servers import Server
 from dicom_node.chaos.struck import FOLDER_VARIABLE, MODULE, program_of
 from dicom_node.chaos.wire import Wires
@@ -24,6 +25,8 @@ from dicom_node.settings import CONFIG_VARIABLE, Settings, load_settings
 #: Room of the node's disk and its reserve, MiB.
 DISK, RESERVE = 256, 16
 LEASE_SECONDS = 4.0
+#: Settings of the site that a rehearsal goes by: what labels, and on what.
+_KEPT = frozenset({"DICOM_NODE_BUNDLE", "DICOM_NODE_DEVICE"})
 
 _CONFIG = """ae_title = "ANATOMY"
 bind = "127.0.0.1"
@@ -38,6 +41,7 @@ lease_seconds = {lease}
 longest_pause = 2.0
 network_timeout = 15.0
 reserve_mib = {reserve}
+purge_margin_mib = 0
 # A study may lose more workers to a rehearsal than to a life.
 attempts = 50
 
@@ -70,22 +74,32 @@ def scratch(home: Path | None) -> Path:
     return home.resolve()
 
 
+def forget_site(environment: MutableMapping[str, str]) -> None:
+    """Take out every setting of the site, which would overrule ours, its home first; bundle and device are kept."""
+    for name in [name for name in environment if name.startswith("DICOM_NODE_") and name not in _KEPT]:
+        del environment[name]
+
+
 class World:
     """All processes of a rehearsal below one folder."""
 
-    def __init__(self, folder: Path, *, postgresql: bool) -> None:
+    def __init__(self, folder: Path, *, postgresql: bool, orthanc: bool = False) -> None:
         self.folder, self.logs = folder, folder / "logs"
-        for name in ("logs", "pacs", "scans", "moments/armed"):
+        for name in ("logs", "pacs", "scans", "temporary", "moments/armed"):
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self.disk = Disk(folder / "node", DISK)
         self.clock_offset = 0.0
         self._database_folder = Path(tempfile.mkdtemp(prefix="dicom-node-chaos-db-")) if postgresql else None
         self.broker = servers.broker(self.logs)
-        self.pacs = servers.pacs(folder / "pacs", self.logs)
+        self.pacs = Orthanc(folder / "pacs", self.logs) if orthanc else servers.pacs(folder / "pacs", self.logs)
         self.database = servers.database(self._database_folder, self.logs) if self._database_folder else None
         self.wires = Wires()
         self._write_config()
-        environment = {FOLDER_VARIABLE: str(folder / "moments"), CONFIG_VARIABLE: str(self.config)}
+        environment = {
+            FOLDER_VARIABLE: str(folder / "moments"),
+            CONFIG_VARIABLE: str(self.config),
+            "TMPDIR": str(folder / "temporary"),
+        }
         second = ("worker", "--queues", "label", "--hostname", "label2@%h")
         node = (sys.executable, "-m", MODULE)
         self.up = Server("up", (*node, "up"), self.logs / "node.log", environment=environment)
@@ -122,6 +136,10 @@ class World:
         """What we started ourselves, by name, in the order in which it starts."""
         outside = [self.broker, *([self.database] if self.database else []), self.pacs]
         return {server.name: server for server in (*outside, self.up, self.second)}
+
+    @property
+    def pacs_kind(self) -> str:
+        return "orthanc" if isinstance(self.pacs, Orthanc) else "archive"
 
     def open(self) -> Ledger:
         """Start everything; the ledger, seen without the wires between."""
@@ -162,6 +180,11 @@ class World:
         new.write_text(str(offset))
         new.rename(self.folder / "moments" / "clock")
 
+    def fetch(self) -> None:
+        """Bring what the PACS keeps into our folder, where it does not lie there already."""
+        if isinstance(self.pacs, Orthanc):
+            self.pacs.fetch(self.folder / "pacs")
+
     def close(self) -> dict[str, int | None]:
         """End everything, the node first; exit codes of the node's processes, None where SIGTERM was not enough."""
         for name in ("receive", "watch", "label", "deliver", "label2", "up"):
@@ -176,14 +199,14 @@ class World:
         if self._database_folder:
             shutil.rmtree(self._database_folder, ignore_errors=True)
 
-    def left_running(self) -> list[str]:
-        """Processes that still know the folder, after all should have ended."""
+    def left_behind(self) -> list[str]:
+        """Processes that still know the folder and temporary files, after all should have ended."""
         deadline = time.monotonic() + 10
-        while found := list(_knowing(self.folder)):
-            if time.monotonic() > deadline:
-                return found
+        while (running := list(_knowing(self.folder))) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return []
+        files = (self.folder / "temporary").rglob("*")
+        found = [f"process still running: {command}" for command in running]
+        return found + [f"temporary file {path.relative_to(self.folder)}" for path in files if not path.is_dir()]
 
 
 def _children(pid: int) -> Iterator[int]:

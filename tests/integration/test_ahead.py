@@ -59,6 +59,12 @@ def waiting(bench: Bench) -> list[Path]:
     return sorted(path for path in (bench.settings.home / "planes").rglob("*") if path.is_file())
 
 
+def prepare(bench: Bench, uid: str) -> None:
+    """In as many turns as a busy machine takes."""
+    while not bench.pipeline.prepare(uid):
+        pass
+
+
 def nothing(_: Path) -> None: ...
 
 
@@ -76,10 +82,12 @@ def test_the_same_reports_come_out_with_and_without(
 ) -> None:
     images = some_images()
     uid = bench.take(images)
-    assert bench.pipeline.prepare(uid)
+    prepare(bench, uid)
     prepared = waiting(bench)
     assert len([path for path in prepared if path.suffix == ".planes"]) == 10
     assert len([path for path in prepared if path.suffix == ".scores"]) == 2
+    assert scorer.pictures == 9
+    assert bench.pipeline.prepare(uid)
     assert scorer.pictures == 9
     for path in prepared:
         damage(path)
@@ -118,10 +126,11 @@ def test_a_full_cache_takes_no_more_and_labelling_goes_on(bench: Bench) -> None:
 def test_preparing_makes_room_and_goes_on_where_it_was(bench: Bench, scorer: Counting) -> None:
     uid = bench.take(a_series("torso", 40, name="room"))
     bench.pipeline.pressed = lambda: True
-    assert not bench.pipeline.prepare(uid)
+    while scorer.pictures == 0:
+        assert not bench.pipeline.prepare(uid)
     assert scorer.pictures == 32
     bench.pipeline.pressed = lambda: False
-    assert bench.pipeline.prepare(uid)
+    prepare(bench, uid)
     assert scorer.pictures == 40
     assert bench.label(uid) == State.REPORTED
     assert scorer.pictures == 40
@@ -137,7 +146,7 @@ def test_a_study_that_is_no_longer_growing_is_left_to_labelling(bench: Bench) ->
 
 def test_old_planes_are_forgotten(bench: Bench) -> None:
     uid = bench.take(a_series("leg", 2, name="old"))
-    bench.pipeline.prepare(uid)
+    prepare(bench, uid)
     planes = bench.pipeline.planes
     written = (bench.settings.home / "planes" / uid).stat().st_mtime
     assert planes.drop_older_than(written) == 0
@@ -174,8 +183,8 @@ def test_the_watcher_rings_for_growth_and_once_more_in_the_silence(bench: Bench)
     assert rings(1) == 0  # rung, not yet answered
     ledger.prepared(uid, clock.now)
     assert rings(1) == 1  # answered, but the series may still be scored
-    assert rings(28) == 0
+    assert rings(13) == 0
     ledger.prepared(uid, clock.now + 0.5)
     assert rings(1) == 0  # all is done
-    assert rings(29) == 0
+    assert rings(44) == 0
     assert ("label_study", uid) in bell.heard

@@ -234,3 +234,76 @@ def test_refusals_are_counted(ledger: Ledger) -> None:
     from dicom_node.schema import refusal
 
     assert ledger.counts(refusal, refusal.c.calling_ae, refusal.c["count"]) == [("CT9", 3, 1)]
+
+
+def test_an_object_of_more_than_2_gib_and_words_of_any_kind_are_entered(ledger: Ledger) -> None:
+    image = an_instance(1, size=3 << 30, modality="C\0T", calling_ae="X" * 40, peer="ct\udc80")
+    assert ledger.add_instance(image)
+    (kept,) = ledger.instances("1.2")
+    assert (kept.size, kept.modality, kept.calling_ae) == (3 << 30, "C\ufffdT", "X" * 16)
+    ledger.refuse("A\0", "B" * 99, "10.0.0.1", "a\0b" * 200)
+
+
+def test_an_answer_about_commitment_is_owed_until_it_is_told_and_again_when_asked_again(ledger: Ledger) -> None:
+    for _ in range(2):
+        ledger.deliveries.owe_commitment("7.1", Path("/answer.dcm"), "ct1")
+        assert ledger.deliveries.due(30) == [("7.1", "ct1")]
+        due = ledger.deliveries.claim("7.1", "ct1", 30)
+        assert due is not None
+        ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
+        assert ledger.deliveries.due(30) == []
+
+
+def test_what_an_archive_answers_for_is_sent_and_what_it_does_not_is_sent_again(
+    ledger: Ledger, clock: SetClock
+) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report("9.1"), a_report("9.2")], [], ["pacs"], "ct1")
+    for uid in ("9.1", "9.2"):
+        due = ledger.deliveries.claim(uid, "pacs", 30)
+        assert due is not None
+        until = clock.now + 600
+        ledger.deliveries.settle(due, Delivery.AWAITED, "0x0000", until, sent_uid=uid, transaction_uid="8.1")
+    assert ledger.deliveries.commitment_answered("8.1", "vna", {"9.1"}, {}) == 0
+    assert ledger.deliveries.commitment_answered("8.1", "pacs", {"9.1"}, {"9.2": "0x0112"}) == 2
+    assert state(ledger) == State.REPORTED
+    clock.now += 301
+    assert ledger.deliveries.due(30) == [("9.2", "pacs")]
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(ledger: Ledger, clock: SetClock) -> None:
+    clock.now = 90000.0
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    due = ledger.deliveries.claim("9.1", "pacs", 60)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.WAITING, "away", clock.now + 300)
+    for number, study in enumerate(("1.3", "1.4"), start=1):
+        ledger.add_instance(an_instance(number, study=study, at=clock.now))
+        ledger.complete(ledger.receiving()[0], "quiet")
+        assert ledger.claim(study, 30) is not None
+    ledger.add_instance(an_instance(1, study="1.5", at=clock.now))
+    clock.now = 2000.0
+    assert ledger.store.set_right(300, 30) == 4
+    assert ledger.store.set_right(300, 30) == 0
+    assert ledger.receiving()[0].last_at == 2000.0
+    assert ledger.release_expired() == []
+    clock.now += 31
+    assert sorted(ledger.release_expired()) == ["1.3", "1.4"]
+    clock.now += 300
+    assert ledger.deliveries.due(30) == [("9.1", "pacs")]
+
+
+def test_the_reports_before_one_are_told_whether_it_is_there_or_not(ledger: Ledger) -> None:
+    queued(ledger)
+    for number in (1, 2, 3):
+        lease = ledger.claim("1.2", 30)
+        assert lease is not None
+        ledger.settle(lease, [a_report(f"9.{number}", f"9.{number - 1}" if number > 1 else None)], [], [], "ct1")
+        assert ledger.holdings.make_again("1.2")
+    assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.2")] == ["9.1"]
+    assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]

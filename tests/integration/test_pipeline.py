@@ -41,6 +41,19 @@ def test_a_second_run_finds_nothing_to_do(bench: Bench) -> None:
     assert bench.deliver(uid) == [None]
 
 
+def test_a_disk_that_fails_lays_no_study_aside(bench: Bench) -> None:
+    """More often than a study may fail, and it is labelled when there is room again."""
+    uid = bench.take(a_series("leg", 3, name="no room"))
+    bench.spool.reports.rmdir()
+    bench.spool.reports.touch()
+    for _ in range(bench.settings.attempts + 2):
+        assert bench.label(uid) == State.QUEUED
+        bench.clock.now += bench.settings.lease_seconds + 1
+    bench.spool.reports.unlink()
+    bench.spool.reports.mkdir()
+    assert bench.label(uid) == State.REPORTED
+
+
 def test_a_rebuilt_ledger_gives_the_same_report(bench: Bench, tmp_path: Path) -> None:
     images = a_series("torso", 4, name="rebuilt")
     uid = bench.take(images)

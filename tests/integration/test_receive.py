@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, Verification
+from sqlalchemy import select
 
 from dicom_node.ledger import Ledger
 from dicom_node.receive import Receiver, reconcile
+from dicom_node.rejections import rejections
 from dicom_node.schema import refusal
-from dicom_node.settings import Peer, Settings
+from dicom_node.settings import Peer, Settings, Tls
 from dicom_node.spool import Spool
+from dicom_node.tls import client_context
+from dicom_node.wire import p_data
+from tests import hostile
+from tests.certificates import Authority
 from tests.factories import a_series, changed
+from tests.support import eventually, free_port
 
 
 @pytest.fixture
@@ -202,3 +217,195 @@ def test_the_file_is_what_a_viewer_opens(receiver: Receiver, ledger: Ledger) -> 
     assert read.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert read.file_meta.SourceApplicationEntityTitle == "CT1"
     assert read == image
+
+
+# -- the fast path and its oracle ------------------------------------------------------------------------------------
+
+
+def everything(home: Path, fast: bool, images: list[Dataset], *contexts: tuple) -> tuple[list, dict, list, list]:
+    """Statuses, files, rows and refusals of one push."""
+    settings = Settings(
+        bind="127.0.0.1",
+        port=0,
+        home=home,
+        reserve_mib=0,
+        fast_path=fast,
+        peers=(Peer(name="ct1", ae_title="CT1", host="127.0.0.1"),),
+    )
+    ledger = Ledger(settings.ledger_url)
+    receiver = Receiver(settings, Spool(home), ledger)
+    receiver.start()
+    try:
+        statuses = pushed(receiver, images, *contexts)
+    finally:
+        receiver.stop()
+    files = {path.relative_to(home): path.read_bytes() for path in receiver.spool.files()}
+    uids = sorted({str(image.get("StudyInstanceUID", "1.2")) for image in images})
+    rows = [replace(i, path=i.path.relative_to(home), received_at=0.0) for uid in uids for i in ledger.instances(uid)]
+    refused = sorted(row.reason for row in ledger.rows(refusal.select()))
+    ledger.engine.dispose()
+    return statuses, files, rows, refused
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_the_fast_path_does_what_pynetdicom_does(tmp_path: Path, syntax: str) -> None:
+    def push() -> list[Dataset]:
+        images = a_series("torso", 4, name="oracle")
+        for image in images:
+            image.file_meta.TransferSyntaxUID = syntax
+        images += changed(a_series("torso", 1, name="oracle"), lambda i: setattr(i, "PatientComments", "odd"))
+        images += changed(a_series("torso", 1, name="lost"), lambda i: delattr(i, "SeriesInstanceUID"))
+        for image in images[4:]:
+            image.file_meta.TransferSyntaxUID = syntax
+        return images
+
+    contexts = (CTImageStorage, [syntax])
+    fast = everything(tmp_path / "fast", True, push(), contexts)
+    plain = everything(tmp_path / "plain", False, push(), contexts)
+    assert fast == plain
+    assert fast[0] == [0, 0, 0, 0, 0, 0xC000]
+    assert len(fast[1]) == len(fast[2]) == 5
+
+
+def test_an_object_in_fragments_of_any_size_is_kept_whole(receiver: Receiver, ledger: Ledger) -> None:
+    for number, size in enumerate((7, 100, 4096, 131066)):
+        uid = f"1.2.5.{number}".encode()
+        data_set = hostile.image(uid, pixels=30_000)
+        with hostile.RawPeer(receiver.port) as peer:
+            peer.associated().say(p_data(1, hostile.command(instance=uid), command=True))
+            peer.say(hostile.in_fragments(data_set, size=size))
+            assert peer.status() == 0
+        kept = ledger.instance(uid.decode())
+        assert kept is not None
+        assert kept.path.read_bytes().endswith(data_set)
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Authority:
+    return Authority.founded(tmp_path / "ca")
+
+
+@pytest.fixture
+def secured(settings: Settings, hospital: Authority, ledger: Ledger) -> Iterator[Receiver]:
+    peers = (*settings.peers, Peer(name="ct2", ae_title="CT2", host="127.0.0.1", tls=True))
+    wanted = settings.model_copy(update={"peers": peers, "tls": hospital.issue("node"), "request_timeout": 1.5})
+    made = Receiver(wanted, Spool(settings.home), ledger)
+    made.start()
+    yield made
+    made.stop()
+
+
+def over_tls(receiver: Receiver, certificates: Tls, calling: str = "CT2") -> Association:
+    entity = AE(calling)
+    entity.add_requested_context(CTImageStorage, [ExplicitVRLittleEndian])
+    context = client_context(Settings(tls=certificates))
+    return entity.associate("127.0.0.1", receiver.tls_port, ae_title="ANATOMY", tls_args=(context, "127.0.0.1"))
+
+
+def test_images_come_over_tls(secured: Receiver, hospital: Authority, ledger: Ledger) -> None:
+    images = a_series("torso", 3, name="tls")
+    association = over_tls(secured, hospital.issue("ct2"))
+    assert association.is_established
+    assert [association.send_c_store(image).Status for image in images] == [0, 0, 0]
+    association.release()
+    assert len(ledger.instances(images[0].StudyInstanceUID)) == 3
+
+
+def test_a_peer_with_tls_is_refused_in_plain_and_others_are_not(secured: Receiver, ledger: Ledger) -> None:
+    assert associated(secured, "CT2").is_rejected
+    ((reason,),) = ledger.rows(select(refusal.c.reason))
+    assert reason == "'CT2' came without TLS"
+    (told,) = rejections(ledger, secured.settings)
+    assert f"set port {secured.settings.tls.port} and TLS" in told.remedy
+    plain = associated(secured, "CT1")
+    assert plain.is_established
+    plain.release()
+
+
+def test_a_certificate_of_another_hospital_does_not_come_in(
+    secured: Receiver, tmp_path: Path, ledger: Ledger, hospital: Authority
+) -> None:
+    stranger = Authority.founded(tmp_path / "elsewhere").issue("ct2")
+    assert not over_tls(secured, stranger.model_copy(update={"ca": hospital.folder / "ca.pem"})).is_established
+    eventually(lambda: [r for (r,) in ledger.rows(select(refusal.c.reason)) if r.startswith("TLS: ")], 5)
+
+
+def test_silence_in_the_handshake_stops_nobody(secured: Receiver, hospital: Authority, ledger: Ledger) -> None:
+    silent = [hostile.RawPeer(secured.tls_port) for _ in range(5)]
+    silent[0].say(b"\x16\x03\x01\x02\x00\x01")
+    try:
+        association = over_tls(secured, hospital.issue("ct2"))
+        assert association.is_established
+        association.release()
+        assert all(peer.ended()[1] < 5 for peer in silent)
+    finally:
+        for peer in silent:
+            peer.socket.close()
+
+
+def test_a_renewed_certificate_is_shown_to_the_next_peer(secured: Receiver, tmp_path: Path) -> None:
+    renewed = Authority.founded(tmp_path / "ca")
+    renewed.issue("node")
+    association = over_tls(secured, renewed.issue("ct2"))
+    assert association.is_established
+    association.release()
+
+
+# -- many, and the end -----------------------------------------------------------------------------------------------
+
+
+def test_several_receivers_share_a_port(settings: Settings, ledger: Ledger) -> None:
+    shared = settings.model_copy(update={"receivers": 2, "port": free_port()})
+    receivers = [Receiver(shared, Spool(settings.home), ledger) for _ in range(2)]
+    for receiver in receivers:
+        receiver.start()
+    try:
+        served = set()
+        images = a_series("torso", 8, name="shared")
+        for image in images:
+            association = associated(receivers[0])
+            served |= {n for n, r in enumerate(receivers) if r._guests()}
+            assert association.send_c_store(image).Status == 0
+            association.release()
+    finally:
+        for receiver in receivers:
+            receiver.stop()
+    assert len(ledger.instances(images[0].StudyInstanceUID)) == 8
+    assert served <= {0, 1}
+
+
+def test_a_receiver_that_ends_lets_the_object_that_is_coming_arrive(receiver: Receiver, ledger: Ledger) -> None:
+    with hostile.RawPeer(receiver.port) as peer, hostile.RawPeer(receiver.port) as idle:
+        idle.associated()
+        peer.associated().say(p_data(1, hostile.command(), command=True))
+        eventually(lambda: any(guest.dul.messages.busy for guest in receiver._guests()), 5)
+        ending = threading.Thread(target=receiver.stop)
+        ending.start()
+        time.sleep(0.3)
+        peer.say(hostile.in_fragments(hostile.image()))
+        assert peer.status() == 0
+        ending.join(10)
+        assert idle.ended()[0] == [hostile.ABORTED]
+    assert ledger.instance("1.2.3.4") is not None
+
+
+def test_what_would_admit_a_stranger_is_shown(receiver: Receiver, ledger: Ledger, settings: Settings) -> None:
+    associated(receiver, "[red]US1")
+    associated(receiver, "[red]US1")
+    (told,) = rejections(ledger, settings)
+    assert (told.calling_ae, told.count) == ("[red]US1", 2)
+    assert 'ae_title = "[red]US1", host = "127.0.0.1"' in told.remedy
+    admitted = settings.model_copy(update={"peers": (Peer(name="us1", ae_title="[red]US1", host="127.0.0.1"),)})
+    assert next(rejections(ledger, admitted)).remedy == ""
+
+
+def test_ever_new_names_fill_no_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicom_node.ledger._REFUSALS", 10)
+    clock = iter(range(1, 1000))
+    ledger.clock = lambda: float(next(clock))
+    for number in range(30):
+        ledger.refuse(f"A{number}", "B", "h", "unknown")
+    assert {row.calling_ae for row in ledger.rows(refusal.select())} == {f"A{n}" for n in range(20, 30)}

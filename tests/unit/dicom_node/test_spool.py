@@ -7,7 +7,7 @@ import pytest
 
 from dicom_node.dataset import file_header, read_spooled
 from dicom_node.errors import NotUnderstood, OutOfResources
-from dicom_node.spool import Spool
+from dicom_node.spool import GROUP, Spool
 from tests.factories import a_series
 
 SYNTAX = "1.2.840.10008.1.2.1"
@@ -102,3 +102,61 @@ def test_a_spooled_file_tells_its_own_identity(spool: Spool):
     found.path.write_bytes(b"junk")
     with pytest.raises(NotUnderstood):
         read_spooled(found.path)
+
+
+def test_pieces_make_the_same_file_as_the_whole(spool: Spool):
+    header = file_header("1.2.840.10008.5.1.4.1.1.2", "1.2.3", SYNTAX, "CT1")
+    with spool.begin(header) as part:
+        for piece in (b"one ", b"", memoryview(b"two "), b"three"):
+            part.write(piece)
+        assert part.data_set().read() == b"one two three"
+        found = part.commit("1.2", "1.2.3")
+    assert found == stored(spool, b"one two three")
+
+
+def test_an_object_that_is_given_up_leaves_nothing(spool: Spool):
+    with spool.begin(b"") as part:
+        part.write(b"half")
+        assert len(list(spool.incoming.iterdir())) == 1
+    assert list(spool.incoming.iterdir()) == []
+
+
+def test_of_two_that_write_one_uid_at_once_both_are_kept(spool: Spool):
+    with spool.begin(b"x" * 144) as first, spool.begin(b"x" * 144) as second:
+        first.write(b"one")
+        second.write(b"two")
+        places = {first.commit("1.2", "1.2.3"), second.commit("1.2", "1.2.3")}
+    assert sorted(place.conflict for place in places) == [False, True]
+    assert len(list(spool.files())) == 2
+
+
+def test_what_a_living_process_writes_is_not_cleared(spool: Spool, tmp_path: Path):
+    with spool.begin(b"") as part:
+        assert Spool(tmp_path).clear_incoming() == 0
+        part.write(b"goes on")
+        assert part.commit("1.2", "1.2.3").path.exists()
+
+
+def test_in_a_group_an_object_is_there_at_once_and_durable_when_the_spool_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    spool = Spool(tmp_path, durability="group")
+    places = [stored(spool, b"%d" % number, f"1.2.{number}") for number in range(200)]
+    assert all(place.path.exists() for place in places)
+    assert 200 - GROUP - 2 <= len(synced) <= 200
+    spool.close()
+    assert len(synced) == 200
+
+
+def test_a_disk_that_fails_behind_our_back_takes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    spool = Spool(tmp_path, durability="group")
+    monkeypatch.setattr(os, "fdatasync", fail)
+    stored(spool)
+    spool.close()
+    with pytest.raises(OutOfResources, match="was acknowledged and may be lost"):
+        stored(spool, uid="1.2.4")

@@ -55,12 +55,24 @@ def test_a_broker_that_is_away_is_not_the_consumers_fault(dog: Watchdog) -> None
 
 def test_a_busy_worker_may_leave_beats_unheard_but_not_for_ever(dog: Watchdog) -> None:
     dog.sent(True)
-    dog.began()
+    dog.began("a")
     assert after(dog, 3000) is None
     assert "one task has taken 3601 s" in str(after(dog, 601))
-    dog.ended()
+    dog.ended("a")
     assert dog.complaint() is None
     assert dog.busy_for == 0
+
+
+def test_a_worker_of_several_slots_must_hear_while_one_is_free(dog: Watchdog) -> None:
+    dog.slots = 2
+    dog.began("a")
+    dog.sent(True)
+    assert "took nothing" in str(after(dog, 61))
+    dog.began("b")
+    assert dog.complaint() is None
+    dog.ended("a")
+    assert dog.busy_for == 0
+    assert dog.complaint() is None
 
 
 def test_signs_reach_whoever_supervises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,133 @@
+"""What stands still, grows or disagrees is seen, over SQLite and PostgreSQL and a real broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dicom_node.health import Finding, findings, skews
+from dicom_node.ledger import Ledger
+from dicom_node.settings import Settings
+from dicom_node.status import health
+from dicom_node.study import Pulse, State
+from dicom_node.supervise import embedded_broker
+from dicom_node.tasks import Bell, connect
+from tests.integration.test_ledger import Clock, an_instance
+from tests.parts import told
+from tests.support import eventually, running
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, lease_seconds=30)
+
+
+def found(settings: Settings, ledger: Ledger) -> dict[str, Finding]:
+    return {item.what: item for item in findings(settings, ledger)}
+
+
+def a_queued_study(ledger: Ledger) -> str:
+    ledger.add_instance(an_instance())
+    (row,) = ledger.receiving()
+    assert ledger.complete(row, "quiet")
+    return row.study_uid
+
+
+def test_processes_that_live_are_well_and_the_others_are_named(
+    settings: Settings,
+    ledger: Ledger,
+    clock: Clock,
+) -> None:
+    ledger.pulses.enter(Pulse("label@a", "busy for 3 s", clock.now - 3))
+    ledger.pulses.enter(Pulse("watch@a", "watching", clock.now - 700))
+    ledger.pulses.enter(Pulse("watch@a", "watching", clock.now - 600))
+    ledger.pulses.enter(Pulse("label@gone", "waiting", clock.now - 100_000))
+    seen = found(settings, ledger)
+    assert seen["label@a"] == Finding("label@a", "busy for 3 s")
+    assert seen["watch@a"].state == "no sign for 10 min"
+    assert seen["receive"].remedy.startswith("start `dicom-node receive`")
+    assert "label@gone" not in seen
+    assert "worker" not in seen
+    shown = told([health(seen.values())])
+    assert "busy for 3 s" in shown
+    assert "dicom-node receive" in shown
+
+
+def test_stuck_leases_and_backlogs_are_told_with_what_to_do(
+    settings: Settings,
+    ledger: Ledger,
+    clock: Clock,
+) -> None:
+    uid = a_queued_study(ledger)
+    assert found(settings, ledger)["waiting for labels"].remedy == ""
+    clock.now += 1000
+    waiting = found(settings, ledger)["waiting for labels"]
+    assert "1 studies, the oldest for 17 min; in the last hour 1 came, 0 were reported" in waiting.state
+    assert "start another worker" in waiting.remedy
+    ledger.claim(uid, 30)
+    assert found(settings, ledger)["leases"] == Finding("leases", "1 held, 0 stuck")
+    clock.now += 61
+    leases = found(settings, ledger)["leases"]
+    assert leases.state == "1 held, 1 stuck"
+    assert uid in leases.remedy
+
+
+def test_a_clock_that_is_off_is_told(settings: Settings, ledger: Ledger, clock: Clock) -> None:
+    clock.now = time.time()
+    assert all(item.remedy == "" for what, item in found(settings, ledger).items() if what.startswith("clock"))
+    clock.now -= 100
+    ledger.add_instance(an_instance(at=time.time()))
+    seen = found(settings, ledger)
+    assert "s ahead of ours" in seen["clock of the disk"].state
+    assert "ahead" in seen["clock of the latest image"].state
+    if ledger.engine.dialect.name == "postgresql":
+        assert "ahead" in seen["clock of the database"].state
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[str]:
+    program, url = embedded_broker(tmp_path)
+    with running(list(program.command), tmp_path / "broker.log"):
+        eventually(lambda: Bell(connect(Settings(broker=url))).time(), 20)
+        yield url
+
+
+def test_the_brokers_clock_is_asked_too(settings: Settings, ledger: Ledger, clock: Clock, broker: str) -> None:
+    clock.now = time.time() + 50
+    asked = dict(skews(settings.model_copy(update={"broker": broker}), ledger))
+    assert asked["broker"] == pytest.approx(-50, abs=2)
+    away = dict(skews(settings.model_copy(update={"broker": "redis://127.0.0.1:1/0"}), ledger))
+    assert "broker" not in away
+
+
+def test_a_study_handed_back_is_queued_at_once_and_its_attempt_not_counted(ledger: Ledger, clock: Clock) -> None:
+    uid = a_queued_study(ledger)
+    ledger.rung_study(uid)
+    lease = ledger.claim(uid, 600)
+    assert lease is not None
+    ledger.hand_back(lease)
+    row = ledger.study(uid)
+    assert row is not None
+    assert (row.state, row.attempts) == (State.QUEUED, 0)
+    assert ledger.due_studies(30) == [uid]
+    again = ledger.claim(uid, 600)
+    assert again is not None
+    assert again.fence > lease.fence
+
+
+def test_a_growing_study_is_rung_for_once_until_somebody_has_looked(ledger: Ledger, clock: Clock) -> None:
+    ledger.add_instance(an_instance())
+    assert [row.prepared_at for row in ledger.growing(30)] == [0.0]
+    ledger.rung_study("1.2")
+    assert ledger.growing(30) == []
+    ledger.prepared("1.2", clock.now)
+    assert [row.prepared_at for row in ledger.growing(30)] == [clock.now]
+    clock.now += 100
+    (row,) = ledger.receiving()
+    ledger.complete(row, "quiet")
+    ledger.prepared("1.2", clock.now)
+    assert ledger.growing(30) == []
+    assert ledger.due_studies(30) == ["1.2"]

@@ -1,0 +1,285 @@
+"""Images leave the spool when nobody needs them, never before; what comes afterwards still finds its way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from dicom_node.commitment import Commitments, judged
+from dicom_node.demo.archive import Archive
+from dicom_node.purge import Purger
+from dicom_node.reconcile import reconcile
+from dicom_node.spool import Spool
+from dicom_node.status import overview, story
+from dicom_node.study import FILES_GONE, Absent, Delivery, State
+from tests.factories import a_series, changed
+from tests.parts import Bench, told
+
+_DAY = 86400.0
+
+
+def purger(bench: Bench, free_mib: int | None = None) -> Purger:
+    """`free_mib`: what the disk is said to have left when nothing has been purged; each purge frees 1 MiB."""
+    return Purger(bench.settings, bench.ledger, bench.spool if free_mib is None else Small(bench.spool, free_mib))
+
+
+class Small(Spool):
+    """A disk with so much room; a study weighs 1 MiB."""
+
+    def __init__(self, spool: Spool, free_mib: int) -> None:
+        super().__init__(spool.images.parent)
+        self.left = free_mib
+
+    def free(self) -> int:
+        return self.left << 20
+
+    def remove(self, paths: object) -> None:
+        super().remove(paths)  # type: ignore[arg-type]
+        self.left += 1
+
+
+@pytest.fixture
+def bench(tmp_path: Path, archive: Archive) -> Iterator[Bench]:
+    made = Bench(tmp_path / "home", archive.port)
+    made.settings = made.settings.model_copy(update={"reserve_mib": 0, "purge_margin_mib": 0})
+    yield made
+    made.ledger.engine.dispose()
+
+
+def sent(bench: Bench, images: list[Dataset]) -> str:
+    study = bench.take(images)
+    assert bench.label(study) == State.REPORTED
+    assert bench.deliver(study)[-1] == Delivery.SENT
+    return study
+
+
+def later(bench: Bench, days: float) -> None:
+    """Files carry the real time: the bench's clock starts there."""
+    bench.clock.now += days * _DAY
+
+
+def state_of(bench: Bench, study: str) -> State:
+    row = bench.ledger.study(study)
+    assert row is not None
+    return row.state
+
+
+@pytest.fixture(autouse=True)
+def _now(bench: Bench) -> None:
+    bench.clock.now = time.time()
+
+
+def test_images_go_after_retention_and_reports_stay(bench: Bench) -> None:
+    study = sent(bench, a_series("leg", 2, name="old"))
+    later(bench, 29.9)
+    assert purger(bench).purge() == 0
+    later(bench, 0.2)
+    assert purger(bench).purge() == 1
+    assert state_of(bench, study) == State.PURGED
+    assert [i.absent for i in bench.ledger.instances(study)] == [Absent.PURGED] * 2
+    assert list(bench.spool.files()) == []
+    assert all(report.path.exists() for report in bench.ledger.reports(study))
+    assert purger(bench).purge() == 0
+
+
+def test_what_is_not_finished_never_goes(bench: Bench) -> None:
+    coming = bench.take(a_series("leg", 1, name="coming"))
+    queued = bench.take(a_series("leg", 1, name="queued"))
+    bench.ledger.complete(next(row for row in bench.ledger.receiving() if row.study_uid == queued), "quiet")
+    unsent = bench.take(a_series("leg", 1, name="unsent"))
+    two = a_series("leg", 2, name="two")
+    two[1].PatientID = "SOMEBODY-ELSE"
+    quarantined = bench.take(two)
+    for row in bench.ledger.receiving():
+        if row.study_uid != coming:
+            bench.ledger.complete(row, "quiet")
+    bench.pipeline.label_study(unsent)
+    bench.pipeline.label_study(quarantined)
+    later(bench, 1000)
+    assert purger(bench, free_mib=-5).purge() == 0
+    states = {uid: state_of(bench, uid) for uid in (coming, queued, unsent, quarantined)}
+    assert list(states.values()) == [State.RECEIVING, State.QUEUED, State.REPORTED, State.QUARANTINED]
+    assert len(list(bench.spool.files())) == 5
+
+
+def test_unlabelled_studies_go_for_their_age_only(bench: Bench) -> None:
+    study = bench.take(changed(a_series("leg", 1, name="us"), lambda image: setattr(image, "Modality", "US")))
+    assert bench.label(study) == State.UNLABELLED
+    assert purger(bench, free_mib=-5).purge() == 0
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+    assert state_of(bench, study) == State.PURGED
+
+
+def test_below_the_watermark_the_oldest_sent_studies_go_until_there_is_room(bench: Bench) -> None:
+    studies = []
+    for name in ("first", "second", "third"):
+        studies.append(sent(bench, a_series("leg", 1, name=name)))
+    assert purger(bench, free_mib=-2).purge() == 2
+    assert [state_of(bench, uid) for uid in studies] == [State.PURGED, State.PURGED, State.SENT]
+
+
+def test_a_clock_that_was_set_ahead_purges_nothing_for_a_day(bench: Bench) -> None:
+    sent(bench, a_series("leg", 1, name="ahead"))
+    later(bench, 365)
+    set_at = bench.clock.now
+    doubting = Purger(bench.settings, bench.ledger, bench.spool, lambda: set_at)
+    assert doubting.purge() == 0
+    later(bench, 1.1)
+    assert doubting.purge() == 1
+
+
+def test_a_promise_to_a_scanner_is_kept_for_the_retention_time_and_nothing_purged_is_promised(bench: Bench) -> None:
+    images = a_series("leg", 1, name="promise")
+    study = sent(bench, images)
+    held = Commitments(bench.settings, bench.spool, bench.ledger)._held
+    later(bench, 20)
+    bench.ledger.holdings.promise([images[0].SOPInstanceUID])
+    later(bench, 20)
+    assert purger(bench, free_mib=-5).purge() == 0
+    later(bench, 11)
+    assert purger(bench).purge() == 1
+    request, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = images[0].SOPClassUID, images[0].SOPInstanceUID
+    request.TransactionUID, request.ReferencedSOPSequence = "1.2", [item]
+    assert "ReferencedSOPSequence" not in judged(request, held)
+    other = changed(a_series("leg", 1, name="promise"), lambda image: setattr(image, "PatientComments", "other"))
+    bench.take(other)
+    assert [i.conflict for i in bench.ledger.instances(study)] == [False, True]
+    assert "ReferencedSOPSequence" not in judged(request, held)
+
+
+def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench: Bench) -> None:
+    first = a_series("leg", 2, name="grows")
+    study = sent(bench, first)
+    (before,) = bench.ledger.reports(study)
+    later(bench, 31)
+    purger(bench).purge()
+    second = a_series("leg", 3, name="grows")
+    for image in second:
+        image.SeriesInstanceUID += ".2"
+        image.SOPInstanceUID += ".2"
+    bench.take(second)
+    assert bench.label(study) == State.REPORTED
+    assert bench.deliver_all() == [Delivery.SENT]
+    assert state_of(bench, study) == State.SENT
+    reports = bench.ledger.reports(study)
+    assert {r.source_series_uid for r in reports} == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
+    assert bench.ledger.current_report(first[0].SeriesInstanceUID) == before
+
+
+def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -> None:
+    images = a_series("torso", 6, name="late")
+    study = sent(bench, images[:4])
+    (before,) = bench.ledger.reports(study)
+    later(bench, 31)
+    purger(bench).purge()
+    bench.take(images[4:])
+    assert bench.label(study) == State.UNLABELLED
+    assert bench.ledger.current_report(images[0].SeriesInstanceUID) == before
+    assert bench.reasons() == {FILES_GONE: 2}
+    assert "4 of 6 images are gone; push the whole series again" in told(story(bench.ledger, study))
+    assert FILES_GONE in told(overview(bench.ledger))
+    bench.take(images)
+    assert bench.label(study) == State.REPORTED
+    assert bench.reasons() == {}
+    (after,) = [r for r in bench.ledger.reports(study) if r != before]
+    report = dcmread(after.path)
+    assert (
+        len(report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence) == 6
+    )
+    assert before.sop_instance_uid in str(report.PredecessorDocumentsSequence)
+
+
+def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> None:
+    images = a_series("leg", 2, name="again")
+    study = sent(bench, images)
+    later(bench, 31)
+    purger(bench).purge()
+    bench.take(images)
+    bench.clock.now = time.time()
+    assert state_of(bench, study) == State.RECEIVING
+    assert bench.label(study) == State.SENT
+    assert len(bench.ledger.reports(study)) == 1
+    assert purger(bench).purge() == 0
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+
+
+# -- reconciliation ------------------------------------------------------------------------------------------------
+
+
+def test_rows_whose_files_are_gone_are_marked_and_no_series_is_labelled_by_half(bench: Bench) -> None:
+    images = a_series("torso", 4, name="lost")
+    study = bench.take(images)
+    gone = bench.ledger.instances(study)[1]
+    kept = gone.path.read_bytes()
+    gone.path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    assert [i.absent for i in bench.ledger.instances(study)].count(Absent.MISSING) == 1
+    assert bench.label(study) == State.UNLABELLED
+    assert bench.reasons() == {FILES_GONE: 3}
+    gone.path.write_bytes(kept)
+    assert reconcile(bench.settings, bench.spool, bench.ledger) == 1
+    assert bench.label(study) == State.REPORTED
+
+
+@pytest.mark.parametrize("revision", [1, 2])
+def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revision: int) -> None:
+    images = a_series("torso", 4, name="report lost")
+    study = sent(bench, images[:3])
+    if revision == 2:
+        bench.take(images[3:])
+        bench.label(study)
+        assert bench.deliver_all() == [Delivery.SENT]
+    current = bench.ledger.current_report(images[0].SeriesInstanceUID)
+    assert current is not None
+    before = current.path.read_bytes()
+    current.path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    assert state_of(bench, study) == State.QUEUED
+    assert bench.pipeline.label_study(study) == State.SENT
+    assert current.path.read_bytes() == before
+    assert bench.deliver_all() == []
+
+
+def test_a_delivery_whose_report_is_lost_goes_when_it_is_made_again(bench: Bench) -> None:
+    study = bench.take(a_series("leg", 2, name="unsent lost"))
+    bench.label(study)
+    (report,) = bench.ledger.reports(study)
+    report.path.unlink()
+    assert bench.deliver_all() == [Delivery.WAITING]
+    assert bench.pipeline.label_study(study) == State.REPORTED
+    later(bench, 1)
+    assert bench.deliver_all() == [Delivery.SENT]
+    assert state_of(bench, study) == State.SENT
+
+
+def test_a_lost_report_that_cannot_be_made_again_is_said_to_be_so(bench: Bench) -> None:
+    study = bench.take(a_series("leg", 2, name="all lost"))
+    bench.label(study)
+    (report,) = bench.ledger.reports(study)
+    bench.ledger.instances(study)[0].path.unlink()
+    report.path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    assert bench.deliver_all() == [Delivery.FAILED]
+    assert "cannot be made again" in told(story(bench.ledger, study))
+
+
+def test_stray_reports_and_empty_folders_and_a_moved_home(bench: Bench, tmp_path: Path) -> None:
+    study = bench.take(a_series("leg", 2, name="moved"))
+    bench.spool.store_report("1.2.3", b"stray")
+    (bench.spool.images / "1.2.3").mkdir()
+    home = tmp_path / "elsewhere"
+    bench.spool.images.parent.rename(home)
+    moved = Spool(home)
+    assert reconcile(bench.settings, moved, bench.ledger) == 0
+    assert {i.path.parent.parent for i in bench.ledger.instances(study)} == {moved.images}
+    assert [i.absent for i in bench.ledger.instances(study)] == [Absent.HERE] * 2
+    assert (moved.reports / "1.2.3.dcm").exists()
+    assert not (moved.images / "1.2.3").exists()
