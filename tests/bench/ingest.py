@@ -198,8 +198,9 @@ def _about(counts: dict[str, int], rounds: int) -> str:
     return f"""## Taking images in
 
 `python -m tests.bench.ingest --page docs/benchmarks.md`: {sizes} images (0.5 and 0.13 MiB), medians of {rounds} rounds
-in turns, {os.cpu_count()} cores, Python {platform.python_version()}. "CT x 4" is CT over 4 associations. All answer when an image is on the disk (fdatasync), but storescp, which never asks for that. Orthanc and
-storescp as shipped let the network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends that."""
+in turns, {os.cpu_count()} cores, Python {platform.python_version()}. "CT x 4" is CT over 4 associations.
+All answer when an image is on the disk (fdatasync), but storescp, which never asks for that. Orthanc and storescp as
+shipped let the network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends that."""
 
 
 if __name__ == "__main__":
