@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +29,7 @@ from dicom_node.status import overview, owed
 from dicom_node.study import Delivery, WrittenReport
 from tests.factories import a_series
 from tests.parts import Bench, Clock, told
-from tests.support import free_port
+from tests.support import eventually, free_port
 
 
 class Pacs:
@@ -333,3 +336,45 @@ def test_the_commands_list_and_retry(
             assert command("retry").endswith("0")
             assert [deliverer.deliver(None, "pacs") for _ in range(3)] == [Delivery.SENT] * 2 + [None]
         node.ledger.engine.dispose()
+
+
+def test_a_kill_between_answer_and_record_sends_the_same_object_again(home: Path, report: WrittenReport) -> None:
+    """The worker is stopped before the answer leaves and killed after: as if it had died with the answer in hand."""
+    worker: list[subprocess.Popen[bytes]] = []
+
+    def stop(event: evt.Event) -> int:
+        if len(pacs.stored) == 1:
+            worker[0].send_signal(signal.SIGSTOP)
+        return 0x0000
+
+    with (pacs := Pacs(stop)).listening() as port:
+        node = Owing(home, report, pacs=port)
+        node.clock.now = time.time()
+        node.owes(1, "pacs")
+        config = home / "dicom-node.toml"
+        config.write_text(
+            f'home = "{home}"\n[[peers]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {port}\n'
+            'may = ["reports"]\n'
+        )
+        worker.append(subprocess.Popen([sys.executable, "-c", _DELIVER, str(config)]))
+        eventually(lambda: pacs.stored)
+        time.sleep(0.5)
+        worker[0].kill()
+        worker[0].wait()
+        assert node.states("pacs") == [Delivery.WAITING], "it was not written down"
+        with node.deliverer() as deliverer:
+            assert deliverer.deliver(None, "pacs") is None, "its lease holds yet"
+            node.clock.now += 120
+            assert deliverer.deliver(None, "pacs") == Delivery.SENT
+        assert len(pacs.stored) == 2
+        assert len(set(pacs.stored)) == 1
+        node.ledger.engine.dispose()
+
+
+_DELIVER = """
+import sys
+from pathlib import Path
+from dicom_node.deliver import open_deliverer
+from dicom_node.settings import load_settings
+open_deliverer(load_settings(Path(sys.argv[1]))).deliver(None, "pacs")
+"""
