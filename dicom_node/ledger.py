@@ -118,7 +118,9 @@ class Ledger:
         """RECEIVING -> QUEUED, unless an image has come since `row` was read."""
         same = and_(study.c.instances == row.instances, study.c.last_at == row.last_at)
         still = and_(study.c.study_uid == row.study_uid, study.c.state == State.RECEIVING, same)
-        return self._change(still, state=State.QUEUED, completed_by=reason, rung_at=0.0, next_at=0.0, attempts=0)
+        return self._change(
+            still, state=State.QUEUED, completed_by=reason, lease_until=0.0, rung_at=0.0, next_at=0.0, attempts=0
+        )
 
     def due_studies(self, ring_again_seconds: float) -> list[str]:
         """Queued studies whose bell has been silent for so long, or was never rung."""
@@ -168,7 +170,8 @@ class Ledger:
         """LABELLING -> QUEUED where a lease has run out: its worker died or hangs."""
         now = self.clock()
         expired = and_(study.c.state == State.LABELLING, study.c.lease_until <= now)
-        again = {"state": State.QUEUED, "fence": study.c.fence + 1, "rung_at": 0.0, "reason": "a worker was lost"}
+        again = {"state": State.QUEUED, "fence": study.c.fence + 1, "rung_at": 0.0, "lease_until": 0.0}
+        again["reason"] = "a worker was lost"
         with self.engine.begin() as connection:
             freed = update(study).where(expired).values(again).returning(study.c.study_uid)
             return list(connection.execute(freed).scalars())

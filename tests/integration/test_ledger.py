@@ -307,3 +307,14 @@ def test_the_reports_before_one_are_told_whether_it_is_there_or_not(ledger: Ledg
         assert ledger.holdings.make_again("1.2")
     assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.2")] == ["9.1"]
     assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
+
+
+def test_a_lease_that_ran_out_holds_nothing_up_after_the_clock_was_set_back(ledger: Ledger, clock: SetClock) -> None:
+    """What nobody works on carries no lease: the chaos rehearsal found a study that waited for the old hour."""
+    clock.now = 90000.0
+    queued(ledger)
+    assert ledger.claim("1.2", 30) is not None
+    clock.now += 31
+    assert ledger.release_expired() == ["1.2"]
+    clock.now -= 7200
+    assert ledger.due_studies(30) == ["1.2"]
