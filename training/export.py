@@ -1,6 +1,8 @@
 """A run's best checkpoint -> a bundle: calibrated, measured, hashed, with its model card.
 
 python -m training export CONFIG.toml RUN BUNDLE
+
+A bundle may stand in the place of the run: the same weights are calibrated anew, on other people or after other rules.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from labeler.aggregate import Smoothing
-from labeler.bundle import MANIFEST, Manifest, file_sha256
+from labeler.bundle import MANIFEST, Manifest, file_sha256, is_bundle
 from labeler.model import Encoders, load_encoders
 from labeler.order import BodyOrder
 from labeler.prompts import prompts_sha256
@@ -28,7 +30,7 @@ from training.corpus import LabelledStack
 from training.evaluate import Metrics, stack_pictures
 from training.judge import Judged, judge
 from training.start import save_checkpoint
-from training.train import score_of
+from training.train import commit_of_code, score_of
 
 #: What is tried along the stack on the held-out split: widths in mm, without and with the order of the body.
 SMOOTHINGS = [Smoothing(width, order) for order in (None, BodyOrder()) for width in (0.0, 3.0, 6.0, 9.0, 13.0)]
@@ -40,9 +42,9 @@ def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledSta
         raise ValueError("[recipe] classifier = true is for comparison: such a run has no sentences that could serve")
     words = vocabulary()
     held_out = [stack for stack in stacks if stack.split == "val"]
-    encoders = load_encoders(run / "best", config.train.device)
-    bias = json.loads((run / "best" / "label_bias.json").read_text())
-    start = Calibration((encoders.logit_scale,) * len(bias), tuple(bias))
+    checkpoint = run if is_bundle(run) else run / "best"
+    encoders = load_encoders(checkpoint, config.train.device)
+    start = _learnt(checkpoint / "label_bias.json", encoders)
     scorer = Scorer(encoders, words, start)
     cosines = [scorer.cosines(stack_pictures(s, config.preprocess), s.modality, s.plane) for s in held_out]
     judged = {each: judge(held_out, cosines, start, each, words) for each in SMOOTHINGS}
@@ -53,6 +55,14 @@ def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledSta
     (bundle / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1))
     write_card(bundle, manifest, config, stacks, judged[smoothing], training_facts(run))
     return judged[smoothing].metrics
+
+
+def _learnt(biases: Path, encoders: Encoders) -> Calibration | None:
+    """What training learnt of each label; None for a bundle's weights, whose fit has seen the people who judge."""
+    if not biases.exists():
+        return None
+    bias = json.loads(biases.read_text())
+    return Calibration((encoders.logit_scale,) * len(bias), tuple(bias))
 
 
 def _manifest(bundle: Path, config: Config, version: str, fit: Fit, judged: Judged, words: Vocabulary) -> Manifest:
@@ -94,6 +104,8 @@ def _hashes(bundle: Path) -> dict[str, str]:
 
 def training_facts(run: Path) -> dict[str, Any]:
     """Steps of the kept checkpoint and the commit that the run was started from."""
+    if is_bundle(run):
+        return {"steps": "No further", "commit": commit_of_code()}
     history = json.loads((run / "metrics.json").read_text())
     best = max(history, key=score_of)
     commit = run / "commit.txt"

@@ -274,10 +274,11 @@ def fit(config: Config, stacks: Sequence[LabelledStack], run: Path, bodies: Sequ
     """Train as `config` says; everything a run leaves lies in the folder `run`."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.json").write_text(json.dumps(config.to_json(), indent=1))
-    (run / "commit.txt").write_text(_commit())
+    (run / "commit.txt").write_text(commit_of_code())
     return Trainer(config, stacks, run, bodies).fit()
 
 
-def _commit() -> str:
+def commit_of_code() -> str:
+    """The commit that this code stands at, as git describes it."""
     found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "no repository"

@@ -99,7 +99,7 @@ def test_the_last_two_deliveries_do_not_each_wait_for_the_other(
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs", "vna"], "ct1")
-    both = [ledger.deliveries.claim("9.1", name, 30) for name in ("pacs", "vna")]
+    both = [ledger.deliveries.claim(name, 30, report_uid="9.1") for name in ("pacs", "vna")]
     look, meeting = deliveries.states_of, threading.Barrier(2)
 
     def looked_together(*arguments: object) -> set[str]:

@@ -248,7 +248,7 @@ def test_an_answer_about_commitment_is_owed_until_it_is_told_and_again_when_aske
     for _ in range(2):
         ledger.deliveries.owe_commitment("7.1", Path("/answer.dcm"), "ct1")
         assert ledger.deliveries.due(30) == [("7.1", "ct1")]
-        due = ledger.deliveries.claim("7.1", "ct1", 30)
+        due = ledger.deliveries.claim("ct1", 30, report_uid="7.1")
         assert due is not None
         ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
         assert ledger.deliveries.due(30) == []
@@ -262,7 +262,7 @@ def test_what_an_archive_answers_for_is_sent_and_what_it_does_not_is_sent_again(
     assert lease is not None
     ledger.settle(lease, [a_report("9.1"), a_report("9.2")], [], ["pacs"], "ct1")
     for uid in ("9.1", "9.2"):
-        due = ledger.deliveries.claim(uid, "pacs", 30)
+        due = ledger.deliveries.claim("pacs", 30, report_uid=uid)
         assert due is not None
         until = clock.now + 600
         ledger.deliveries.settle(due, Delivery.AWAITED, "0x0000", until, sent_uid=uid, transaction_uid="8.1")

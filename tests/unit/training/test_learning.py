@@ -12,6 +12,7 @@ import torch
 
 from labeler.aggregate import Smoothing
 from labeler.label import Labeler
+from labeler.model import load_encoders
 from labeler.preprocess import Canvas, PreprocessSpec, picture_of_canvas, ruler_pixels
 from labeler.score import Calibration, probabilities
 from labeler.vocabulary import vocabulary
@@ -24,6 +25,7 @@ from training.experiments import experiments, variants
 from training.export import export
 from training.judge import judge
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
+from training.start import enlarged, save_checkpoint, starting_encoders
 from training.train import Trainer, fit, learning_rate
 
 WORDS = vocabulary()
@@ -211,6 +213,26 @@ def test_a_run_learns_exports_and_serves(tmp_path: Path):
     assert (tmp_path / "run" / "curves.png").exists()
     held_out = [stack for stack in stacks if stack.split == "val"]
     assert evaluate_bundle(labeler, held_out).micro.keys() == {"CT organs", "CT stations"}
+    export(tmp_path / "bundle", tmp_path / "recalibrated", config, stacks, "0.0.2")
+    again = Labeler.load(tmp_path / "recalibrated")
+    assert again.info.weights_sha256 == labeler.info.weights_sha256
+    assert again.info.fingerprint != labeler.info.fingerprint
+    assert "No further steps" in (tmp_path / "recalibrated" / "README.md").read_text()
+
+
+def test_a_checkpoint_is_taken_further_at_another_size(tmp_path: Path):
+    config = parse_config(TINY)
+    small = starting_encoders(config)
+    before = small.model.vision_model.embeddings.position_embedding.weight.detach().clone()
+    size = config.preprocess.size
+    large = enlarged(small, 2 * size)
+    after = large.model.vision_model.embeddings.position_embedding.weight
+    assert torch.equal(after[0], before[0])
+    assert len(after) - 1 == 4 * (len(before) - 1)
+    assert large.images(np.zeros((1, 2 * size, 2 * size, 3), np.uint8)).shape == (1, config.model.projection)
+    save_checkpoint(large, tmp_path)
+    assert load_encoders(tmp_path, "cpu").image_size == 2 * size
+    assert enlarged(large, 2 * size) is large
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
