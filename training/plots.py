@@ -99,9 +99,12 @@ def _strip(axes: Axes, stack: LabelledStack, mask: Mask, words: Vocabulary, labe
     )
     mistakes = _wrong(stack, mask).sum(0)
     columns = [c for c in np.argsort(-mistakes, kind="stable")[:labels] if mistakes[c]]
+    axes.set_title(f"{stack.name} ({stack.modality} {stack.plane}, {len(mask)} slices)", fontsize=8, loc="left")
+    if not columns:
+        axes.set_axis_off()
+        return
     axes.imshow(
         codes[:, columns].T, cmap=ListedColormap(_SHADES), vmin=0, vmax=4, aspect="auto", interpolation="nearest"
     )
     axes.set_yticks(range(len(columns)), [words.labels[c].text for c in columns], fontsize=7)
     axes.set_xticks([])
-    axes.set_title(f"{stack.name} ({stack.modality} {stack.plane}, {len(mask)} slices)", fontsize=8, loc="left")

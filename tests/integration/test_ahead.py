@@ -36,7 +36,7 @@ class Counting:
 def scorer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Counting:
     made = Counting()
     bench.labeler = type(LABELER)(
-        made, LABELER.spec, LABELER.thresholds, LABELER.doubt, LABELER.smoothing_mm, LABELER.info
+        made, LABELER.spec, LABELER.thresholds, LABELER.doubt, LABELER.smoothing, LABELER.info
     )
     return made
 

@@ -14,10 +14,12 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import ModalityPerformedProcedureStep
+from sqlalchemy import update
 
 from dicom_node.counts import Counter
 from dicom_node.ledger import Ledger
 from dicom_node.receive import Receiver
+from dicom_node.schema import study
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from dicom_node.status import story
@@ -60,6 +62,11 @@ class Node:
     def now(self) -> None:
         """The clock stands where the last image came."""
         self.clock.now = max(row.last_at for row in self.ledger.studies())
+
+    def long_ago(self, seconds: float) -> None:
+        """What has come until now came so much earlier: images have the time of their files."""
+        with self.ledger.engine.begin() as connection:
+            connection.execute(update(study).values(last_at=study.c.last_at - seconds))
 
     def completed_by(self, images: list[Dataset]) -> str:
         row = self.ledger.study(str(images[0].StudyInstanceUID))
@@ -203,6 +210,7 @@ def test_a_study_is_complete_when_the_archive_holds_no_more(
     for number, image in enumerate(images):
         orthanc.takes(image, tmp_path / f"{number}.dcm")
     node.push(images[:3])
+    node.long_ago(100)
     node.now()
     assert (counter.ask(), node.sweep()) == (0, 0)
     clock.now += 5

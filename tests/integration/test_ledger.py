@@ -279,7 +279,7 @@ def test_a_clock_that_was_set_back_holds_nothing_up(ledger: Ledger, clock: SetCl
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
-    due = ledger.deliveries.claim("9.1", "pacs", 60)
+    due = ledger.deliveries.claim("pacs", 60, report_uid="9.1")
     assert due is not None
     ledger.deliveries.settle(due, Delivery.WAITING, "away", clock.now + 300)
     for number, study in enumerate(("1.3", "1.4"), start=1):
