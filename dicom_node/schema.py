@@ -32,12 +32,13 @@ from sqlalchemy import (
     create_engine,
     event,
     or_,
+    true,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 
 from dicom_node.patience import delivery_lease
-from dicom_node.study import Delivery, State
+from dicom_node.study import OPEN, Delivery, State
 
 #: Seconds since the epoch.
 Clock = Callable[[], float]
@@ -328,18 +329,18 @@ class Store:
         """
         now = self.clock()
         furthest = (
-            (study.c.last_at, State.RECEIVING, 0.0),
-            (study.c.next_at, State.QUEUED, longest_pause),
-            (study.c.lease_until, State.LABELLING, lease_seconds),
-            (delivery.c.next_at, Delivery.WAITING, max(longest_pause, 300.0)),
-            (delivery.c.next_at, Delivery.AWAITED, 86400.0),
-            (delivery.c.lease_until, Delivery.WAITING, delivery_lease(lease_seconds)),
-            (delivery.c.lease_until, Delivery.AWAITED, delivery_lease(lease_seconds)),
+            (study.c.last_at, study.c.state == State.RECEIVING, 0.0),
+            (study.c.next_at, study.c.state == State.QUEUED, longest_pause),
+            (study.c.lease_until, study.c.state == State.LABELLING, lease_seconds),
+            (delivery.c.next_at, delivery.c.state == Delivery.WAITING, max(longest_pause, 300.0)),
+            (delivery.c.next_at, delivery.c.state == Delivery.AWAITED, 86400.0),
+            (delivery.c.lease_until, delivery.c.state.in_(OPEN), delivery_lease(lease_seconds)),
+            (destination.c.rests_until, true(), longest_pause),
         )
         with self.engine.begin() as connection:
-            return sum(_drawn_near(connection, moment, state, now + wait) for moment, state, wait in furthest)
+            return sum(_drawn_near(connection, moment, which, now + wait) for moment, which, wait in furthest)
 
 
-def _drawn_near(connection: Connection, moment: Column[float], state: str, furthest: float) -> int:
-    beyond = and_(moment.table.c.state == state, moment > furthest)
+def _drawn_near(connection: Connection, moment: Column[float], which: Any, furthest: float) -> int:
+    beyond = and_(which, moment > furthest)
     return connection.execute(moment.table.update().where(beyond).values({moment: furthest})).rowcount
