@@ -78,6 +78,7 @@ def test_the_names_of_pynetdicom_that_we_replace_are_there():
     association = Association(AE("X"), MODE_ACCEPTOR)
     owners = {
         "dul": association.dul,
+        "dul rounds": association.dul,
         "dul queues": association.dul,
         "dimse": association.dimse,
         "association": association,
