@@ -129,9 +129,9 @@ class Waker:
         with suppress(OSError):  # full: it will wake up anyway; closed: nobody sleeps
             self._far.send(b"\0")
 
-    def wait(self, connection: socket.socket | None) -> bool:
+    def wait(self, connection: socket.socket) -> bool:
         """Until somebody wakes us, the connection has something, or a round is over; is it the connection alone?"""
-        with suppress(OSError, TypeError, ValueError):  # closed meanwhile; pynetdicom finds out
+        with suppress(OSError, ValueError):  # closed meanwhile; pynetdicom finds out
             self._poll.register(connection, select.POLLIN)
             found = [descriptor for descriptor, _ in self._poll.poll(_ROUND * 1000)]
             if self._near.fileno() not in found:
@@ -249,7 +249,7 @@ class Provider(DULServiceProvider):
         if self._has_cut_off and self.state_machine.current_state == _ENDED:
             self.socket.close()  # whatever else it sends is not read
             return True
-        if self._may_wait():
+        if self._may_wait() and self.socket.socket is not None:
             self._waker.wait(self.socket.socket)
         return bool(super()._is_transport_event())
 
@@ -286,8 +286,9 @@ class Provider(DULServiceProvider):
 
     def _has_next(self) -> bool:
         """Is there another PDU, and nothing else to do? Waits for it here, since pynetdicom sleeps in every round."""
+        connection = self.socket.socket
         undisturbed = self.event_queue.empty() and self.to_provider_queue.empty() and not self._kill_thread
-        return undisturbed and (self.socket.pending or self._waker.wait(self.socket.socket))
+        return undisturbed and connection is not None and (self.socket.pending or self._waker.wait(connection))
 
     def _cut_off(self, reason: str) -> None:
         self._door.turned_away(self.guest.caller, reason)
