@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from io import SEEK_CUR, BytesIO
 from pathlib import Path
 from struct import Struct
@@ -56,12 +57,18 @@ def identify(data_set: bytes | memoryview | BinaryIO, transfer_syntax: str) -> I
     Raises:
         NotUnderstood: no Study, Series or SOP Instance UID can be read.
     """
-    syntax = UID(transfer_syntax)
     stream = BytesIO(data_set) if isinstance(data_set, bytes | memoryview) else data_set
-    if syntax == DeflatedExplicitVRLittleEndian:
+    if transfer_syntax == DeflatedExplicitVRLittleEndian:
         stream = BytesIO(_inflated(stream))
+    return _identity(dict(_elements(stream, _is_little_endian(transfer_syntax))))
+
+
+@lru_cache(maxsize=128)
+def _is_little_endian(transfer_syntax: str) -> bool:
+    """What is unknown is taken to be (PS3.5 A.4)."""
+    syntax = UID(transfer_syntax)
     known = syntax.is_transfer_syntax and not syntax.is_private
-    return _identity(dict(_elements(stream, little=not known or syntax.is_little_endian)))
+    return not known or syntax.is_little_endian
 
 
 def _inflated(stream: BinaryIO) -> bytes:

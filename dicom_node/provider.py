@@ -35,7 +35,8 @@ log = structlog.get_logger("provider")
 
 #: Private names of pynetdicom 3.0 that this module replaces or reads; a test fails when one of them goes.
 OVERRIDDEN = {
-    "dul": ("_read_pdu_data", "_is_transport_event", "_run_loop_delay", "run_reactor", "send_pdu", "state_machine"),
+    "dul": ("_read_pdu_data", "_is_transport_event", "run_reactor", "send_pdu", "state_machine"),
+    "dul rounds": ("_run_loop_delay", "_idle_timer", "_kill_thread"),
     "dul queues": ("to_provider_queue", "to_user_queue", "event_queue"),
     "dimse": ("msg_queue", "receive_primitive"),
     "association": ("_reactor_checkpoint", "_accepted_cx"),
@@ -44,6 +45,8 @@ OVERRIDDEN = {
 
 #: Seconds after which a thread looks around although nobody woke it.
 _ROUND = 0.5
+#: Bytes that are read at a time at most; what is begun moves to the front when a longest PDU no longer fits behind it.
+_BUFFER = 2 * LONGEST_PDU
 _ESTABLISHED, _ENDED = "Sta6", "Sta13"
 
 
@@ -119,18 +122,22 @@ class Waker:
         self._near, self._far = socket.socketpair()
         self._near.setblocking(False)
         self._far.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._near, select.POLLIN)
 
     def wake(self) -> None:
         with suppress(OSError):  # full: it will wake up anyway; closed: nobody sleeps
             self._far.send(b"\0")
 
-    def wait(self, connection: socket.socket) -> None:
-        poll = select.poll()
-        poll.register(self._near, select.POLLIN)
-        poll.register(connection, select.POLLIN)
-        poll.poll(_ROUND * 1000)
-        with suppress(OSError):
+    def wait(self, connection: socket.socket) -> bool:
+        """Until somebody wakes us, the connection has something, or a round is over; is it the connection alone?"""
+        with suppress(OSError, ValueError):  # closed meanwhile; pynetdicom finds out
+            self._poll.register(connection, select.POLLIN)
+            found = [descriptor for descriptor, _ in self._poll.poll(_ROUND * 1000)]
+            if self._near.fileno() not in found:
+                return bool(found)
             self._near.recv(1024)
+        return False
 
     def close(self) -> None:
         self._near.close()
@@ -138,13 +145,13 @@ class Waker:
 
 
 class BufferedSocket(AssociationSocket):
-    """Reads as much as has come, up to one longest PDU; a PDU that is begun has to come within the network timeout."""
+    """Reads as much as has come, up to `_BUFFER`; a PDU that is begun has to come within the network timeout."""
 
     def __init__(self, association: Association, connection: socket.socket, first_pdu: bytes) -> None:
         super().__init__(association, client_socket=connection)
         connection.settimeout(association.network_timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = memoryview(bytearray(LONGEST_PDU))
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._low, self._high = 0, len(first_pdu)
         self._buffer[: self._high] = first_pdu
 
@@ -170,12 +177,6 @@ class BufferedSocket(AssociationSocket):
         """
         return pdu_length(self._buffer[self._low :]) if self.has(HEADER.size) else None
 
-    def holds_pdu(self) -> bool:
-        """Has a whole PDU come already?"""
-        if self.buffered < HEADER.size:
-            return False
-        return self.buffered >= HEADER.size + HEADER.unpack_from(self._buffer, self._low)[1]
-
     def take(self, count: int) -> memoryview:
         """The next bytes, where they lie; valid until more are asked for.
 
@@ -195,7 +196,7 @@ class BufferedSocket(AssociationSocket):
         self._low = self._high = 0
 
     def has(self, wanted: int) -> bool:
-        """Read until so many bytes have come, no more than `LONGEST_PDU`; False when the peer has hung up.
+        """Read until so many bytes have come, no more than `_BUFFER`; False when the peer has hung up.
 
         Raises:
             TimeoutError: they did not come within the network timeout.
@@ -204,9 +205,8 @@ class BufferedSocket(AssociationSocket):
         if self._low == self._high:
             self.forget()
         elif self._low + wanted > len(self._buffer):
-            left = bytes(self._buffer[self._low : self._high])
-            self._buffer[: len(left)] = left
-            self._low, self._high = 0, len(left)
+            self._buffer[: self.buffered] = self._buffer[self._low : self._high]
+            self._low, self._high = 0, self.buffered
         started = time.monotonic()
         while self.buffered < wanted:
             if self.socket is None:
@@ -250,8 +250,7 @@ class Provider(DULServiceProvider):
             self.socket.close()  # whatever else it sends is not read
             return True
         if self._may_wait() and self.socket.socket is not None:
-            with suppress(OSError, ValueError):  # closed meanwhile; pynetdicom finds out
-                self._waker.wait(self.socket.socket)
+            self._waker.wait(self.socket.socket)
         return bool(super()._is_transport_event())
 
     def _may_wait(self) -> bool:
@@ -260,8 +259,8 @@ class Provider(DULServiceProvider):
 
     def _read_pdu_data(self) -> None:
         try:
-            while self._read_pdu():
-                pass
+            while self._read_pdu() and self._has_next():
+                self._idle_timer.restart()
         except CutOff as cut:
             self._cut_off(str(cut))
         except TimeoutError:
@@ -270,7 +269,7 @@ class Provider(DULServiceProvider):
             self.event_queue.put("Evt17")
 
     def _read_pdu(self) -> bool:
-        """Read one PDU; is there another one that may be read at once?"""
+        """Read one PDU; was it P-DATA of ours, after which nothing but another PDU need follow?"""
         found = self.socket.next_pdu()
         if found is None:
             self.event_queue.put("Evt17")
@@ -283,7 +282,13 @@ class Provider(DULServiceProvider):
             return False
         for fragment in fragments(self.socket.take(HEADER.size + length)[HEADER.size :]):
             self.messages.add(fragment)
-        return self.event_queue.empty() and self.socket.holds_pdu()
+        return True
+
+    def _has_next(self) -> bool:
+        """Is there another PDU, and nothing else to do? Waits for it here, since pynetdicom sleeps in every round."""
+        connection = self.socket.socket
+        undisturbed = self.event_queue.empty() and self.to_provider_queue.empty() and not self._kill_thread
+        return undisturbed and connection is not None and (self.socket.pending or self._waker.wait(connection))
 
     def _cut_off(self, reason: str) -> None:
         self._door.turned_away(self.guest.caller, reason)

@@ -33,6 +33,8 @@ from dicom_node.uids import is_uid
 
 log = structlog.get_logger("spool")
 
+#: Bytes that are gathered for one write: some peers send a few KiB at a time.
+_BLOCK = 1 << 16
 #: Bytes of an object after which the room on the disk is looked at again.
 _LOOK_AGAIN = 16 << 20
 #: With durability = "group": files that may be acknowledged and not yet on the disk.
@@ -248,6 +250,8 @@ class Part:
 
     def discard(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
+        if self._file.closed:
+            return
         self._path.unlink(missing_ok=True)
         try:
             self._file.close()
@@ -301,7 +305,7 @@ def _stored(path: Path, digest: str, *, conflict: bool = False) -> Stored:
 def _claimed(part: Path) -> BinaryIO:
     """A new file that is locked for as long as it is open; a process that ends, however it ends, unlocks it."""
     while True:
-        file = open(part, "x+b", opener=_private)  # noqa: SIM115
+        file = open(part, "x+b", _BLOCK, opener=_private)  # noqa: SIM115
         fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file

@@ -1,6 +1,9 @@
 """PDUs and command sets: what is whole is read as pynetdicom reads it, what is not is cut off; nothing else happens."""
 
 import contextlib
+import random
+import socket
+import threading
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ, P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.errors import CutOff
-from dicom_node.provider import OVERRIDDEN
+from dicom_node.provider import OVERRIDDEN, BufferedSocket
 from dicom_node.wire import HEADER, LONGEST_PDU, fragments, p_data, parse_command, pdu_length, rejection
 from tests.hostile import command
 
@@ -73,11 +76,25 @@ def test_a_rejection_is_what_pynetdicom_understands():
     assert (pdu.result, pdu.source, pdu.reason_diagnostic) == (2, 3, 2)
 
 
+def test_what_is_begun_moves_to_the_front_of_the_buffer_unharmed():
+    """A MiB in pieces that do not end where the buffer does."""
+    sent = random.Random(5).randbytes(1 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as far:
+        near, _ = server.accept()
+        with near:
+            reader = BufferedSocket(Association(AE("X"), MODE_ACCEPTOR), near, b"first")
+            threading.Thread(target=far.sendall, args=[sent], daemon=True).start()
+            assert reader.recv(5) == b"first"
+            assert b"".join(bytes(reader.take(1 << 17 | 1)) for _ in range(7)) == sent[: 7 * (1 << 17 | 1)]
+            assert reader.recv((1 << 17) - 7) == sent[7 * (1 << 17 | 1) :]
+
+
 def test_the_names_of_pynetdicom_that_we_replace_are_there():
     """An update of pynetdicom that moves one of them would let our bounds or the fast path silently go."""
     association = Association(AE("X"), MODE_ACCEPTOR)
     owners = {
         "dul": association.dul,
+        "dul rounds": association.dul,
         "dul queues": association.dul,
         "dimse": association.dimse,
         "association": association,
