@@ -35,6 +35,8 @@ _GRACE = 10.0
 _PR_SET_PDEATHSIG = 1
 #: Begins the name of the folder of our processes' sockets.
 _SOCKETS = "dicom-node-up-"
+#: Bytes of a folder's name that leave room for that name, our process id and a program's name.
+_LONGEST_PLACE = 50
 
 
 #: Deliveries wait for peers, not for the processor; a thread that waits for one blocks no other's.
@@ -140,8 +142,9 @@ class Supervisor:
     _ears: dict[str, Ear] = field(default_factory=dict)
 
     def start(self) -> None:
-        clear_after_dead(Path(tempfile.gettempdir()))
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{_SOCKETS}{os.getpid()}-")
+        place = socket_place()
+        clear_after_dead(place)
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{_SOCKETS}{os.getpid()}-", dir=place)
         self._ears = {program.name: Ear(Path(self._folder.name), program.name) for program in self.programs}
         for program in self.programs:
             self._start(program)
@@ -190,6 +193,12 @@ class Supervisor:
         for ear in self._ears.values():
             ear.close()
         self._folder.cleanup()
+
+
+def socket_place() -> Path:
+    """The folder for temporary files, or /tmp where its name is too long for a socket's (108 bytes, unix(7))."""
+    place = Path(tempfile.gettempdir())
+    return place if len(os.fsencode(place)) <= _LONGEST_PLACE else Path("/tmp")
 
 
 def clear_after_dead(folder: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_worker_that_takes_nothing_ends_itself_and_the_study_is_labelled(node:
 
 def test_a_worker_told_to_end_hands_its_study_back_at_once(node: Node, tmp_path: Path) -> None:
     assert node.supervisor is not None
-    images = a_series("torso", 40, name="drained")
+    images = a_series("torso", 300, name="drained")
     uid = str(images[0].StudyInstanceUID)
     node.push(saved(images, tmp_path / "images"))
     node.ledger.prepared(uid, 9e9)  # so that the work is not done before

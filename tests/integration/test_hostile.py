@@ -45,8 +45,8 @@ EXAMPLES = settings().max_examples if settings().max_examples > 100 else 40
 
 #: MiB that the process may grow by under all of this; its buffers, caches and the allocator's fragments.
 GROWTH = 48
-#: Descriptors of database connections that the ledger keeps open once it has needed them.
-POOL = 15
+#: Descriptors of the ledger's 15 connections, three files each: SQLite closes none while another holds its lock.
+POOL = 45
 
 
 @pytest.fixture(scope="module")
