@@ -17,7 +17,7 @@ from pydicom.uid import UID, KeyObjectSelectionDocumentStorage
 
 from dicom_node.call import Caller
 from dicom_node.commitment import ask, tell
-from dicom_node.errors import ConfigurationError, NodeError, NotTaken, Quarantine, Retry, Stumbled
+from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Retry, Stumbled
 from dicom_node.gate import evidence_of, passed, passed_rejection, passed_sheet
 from dicom_node.ledger import Ledger
 from dicom_node.patience import delivery_lease, pause, rest
@@ -84,7 +84,8 @@ class Deliverer:
     def _postponed(self, due: DueDelivery, reason: NodeError, told: str = "", sent_uid: str = "") -> Delivery:
         wait = pause(due.attempt, self.settings.longest_pause)
         again, detail = self.clock() + wait, told or str(reason)
-        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=self._rest)
+        blamed = None if isinstance(reason, NotYet) else self._rest
+        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=blamed)
         told = reason.loggable
         log.warning("postponed", report_uid=due.report_uid, attempt=due.attempt, again_in=round(wait), reason=told)
         return Delivery.WAITING
@@ -131,11 +132,11 @@ class Deliverer:
             self._check_rejection(due, peer)
         return store(due.path, peer, self.caller, _sendable)
 
-    def _lost(self, due: DueDelivery) -> Retry | Quarantine:
+    def _lost(self, due: DueDelivery) -> NotYet | Quarantine:
         """What follows when the file is gone: a report is made again where all its images are here."""
         lost = self.ledger.holdings.lost_reports([str(due.path)])
         if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
-            return Retry(f"{due.path} was lost; the study is labelled again")
+            return NotYet(f"{due.path} was lost; the study is labelled again")
         return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
 
     def _check_rejection(self, due: DueDelivery, peer: Peer) -> None:
@@ -148,7 +149,7 @@ class Deliverer:
                 raise NotTaken(f"{peer.name} has not stored the report under its own UID; there is nothing to reject")
             newer = self.ledger.successor_of(rejected)
             if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
-                raise Retry(f"{peer.name} has not stored the report that supersedes this one yet")
+                raise NotYet(f"{peer.name} has not stored the report that supersedes {rejected} yet")
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""

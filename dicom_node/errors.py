@@ -9,6 +9,7 @@ NodeError
 │   └── NotUnderstood        0xC000: no study or instance to file it under
 ├── CutOff               the connection ends: the peer broke the protocol or a bound
 ├── Retry                tried again after a pause, by itself
+│   ├── NotYet               so too, and no fault of the peer's: something of ours comes first
 │   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   └── NotTaken             the peer takes no objects of this SOP class
@@ -72,6 +73,10 @@ class CutOff(NodeError):
 
 class Retry(NodeError):
     """It did not work now; it will be tried again."""
+
+
+class NotYet(Retry):
+    """Something of ours has to come first; the peer has done nothing wrong."""
 
 
 class Stumbled(Retry):

@@ -47,6 +47,7 @@ def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(benc
     due = dict.fromkeys(uid for uid, _ in bench.ledger.deliveries.due(30.0))
     (note_uid,) = due.keys() - {newer.sop_instance_uid}
     assert bench.deliverer.deliver(note_uid, "pacs") == Delivery.WAITING
+    assert bench.ledger.deliveries.destinations.ailing() == []
     assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
     bench.clock.now += 60
     assert bench.deliver_all() == [Delivery.SENT]
