@@ -31,7 +31,7 @@ _HEAD_BYTES = 1 << 20
 _HEAD_ELEMENTS, _VALUE_BYTES = 200_000, 4096
 
 _UNDEFINED = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_DELIMITERS, _ITEM, _SEQUENCE_END = 0xFFFE, 0xFFFEE000, 0xFFFEE0DD
 _LE_SHORT, _LE_LONG, _BE_SHORT, _BE_LONG = Struct("<HH2sH"), Struct("<L"), Struct(">HH2sH"), Struct(">L")
 #: Value representations whose length has four bytes in explicit encodings (PS3.5 7.1.2).
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
@@ -87,15 +87,23 @@ def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
 
     Whether value representations are written is seen from the bytes: some senders negotiate one and send the other.
     """
+    short, long = (_LE_SHORT, _LE_LONG) if little else (_BE_SHORT, _BE_LONG)
     depth = foreign = 0
     first = stream.read(6)
     stream.seek(-len(first), SEEK_CUR)
     implicit = not _is_vr(first[4:])
     for _ in range(_HEAD_ELEMENTS):
-        head = _element(stream, implicit or 0 < foreign <= depth, little)
-        if head is None or (depth == 0 and head[0] > _SERIES):
+        head = stream.read(8)
+        if len(head) < 8:
             return
-        tag, vr, length = head
+        group, element, vr, length = short.unpack(head)
+        tag = group << 16 | element
+        if implicit or group == _DELIMITERS or 0 < foreign <= depth or not _is_vr(vr):
+            (length,) = long.unpack_from(head, 4)
+        elif vr in _LONG:
+            (length,) = long.unpack(stream.read(4).ljust(4, b"\0"))
+        if depth == 0 and tag > _SERIES:
+            return
         if tag == _SEQUENCE_END:
             depth -= 1
         elif length == _UNDEFINED and tag != _ITEM:
@@ -104,6 +112,8 @@ def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
                 foreign = depth
         elif depth == 0 and tag in _WANTED:
             value = stream.read(min(length, _VALUE_BYTES))
+            if len(value) < min(length, _VALUE_BYTES):
+                return  # it breaks off within the value
             stream.seek(length - len(value), SEEK_CUR)
             yield tag, value
         elif length != _UNDEFINED:
@@ -111,20 +121,7 @@ def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
     raise NotUnderstood(f"more than {_HEAD_ELEMENTS} elements before Series Instance UID")
 
 
-def _element(stream: BinaryIO, implicit: bool, little: bool) -> tuple[int, bytes, int] | None:
-    """Tag, value representation and length of the next element; None at the end."""
-    short, long = (_LE_SHORT, _LE_LONG) if little else (_BE_SHORT, _BE_LONG)
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    group, element, vr, length = short.unpack(head)
-    if implicit or group == 0xFFFE or not _is_vr(vr):
-        (length,) = long.unpack_from(head, 4)
-    elif vr in _LONG:
-        (length,) = long.unpack(stream.read(4).ljust(4, b"\0"))
-    return group << 16 | element, vr, length
-
-
+@lru_cache(maxsize=128)
 def _is_vr(value: bytes) -> bool:
     return value.isalpha() and value.isupper()
 

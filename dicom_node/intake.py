@@ -102,14 +102,13 @@ class Reception:
         part, announced = self._part, self._announced
         if part is None:
             raise self._refused or OutOfResources()
-        identity = identify(part.data_set(), announced.transfer_syntax)
+        identity = _identity(part, announced.transfer_syntax)
         _compare(identity, announced)
         stored = part.commit(identity.study_uid, identity.sop_instance_uid)
         entry = as_instance(identity, stored, announced.transfer_syntax, announced.sop_class_uid, self._sender)
         new = self._intake.ledger.add_instance(entry)
         if not new and not stored.path.exists():
             raise OutOfResources(f"{stored.path}: purged while it was sent again; the peer may send it once more")
-        log.debug("stored", sop_instance_uid=identity.sop_instance_uid, peer=self._sender.peer, new=new)
         return SUCCESS
 
     def _refused_with(self, refused: Refused) -> int:
@@ -136,6 +135,15 @@ def _header(announced: Announced, sender: Sender, peer: Peer) -> bytes:
         if not is_uid(uid):
             raise NotUnderstood(f"the command's SOP {name} UID is {uid[:64]!r}")
     return file_header(announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax, sender.ae_title)
+
+
+def _identity(part: Part, transfer_syntax: str) -> Identity:
+    """Read from the data set's first bytes, or from the disk where those do not tell."""
+    try:
+        return identify(part.head, transfer_syntax)
+    except NotUnderstood:
+        with part.data_set() as data_set:
+            return identify(data_set, transfer_syntax)
 
 
 def _compare(identity: Identity, announced: Announced) -> None:

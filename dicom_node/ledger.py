@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, delete, exists, func, or_, select, update
+from sqlalchemy import Row, Select, and_, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
 
+from dicom_node.arrivals import Arrivals
 from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
 from dicom_node.holdings import Holdings
@@ -60,7 +61,7 @@ class Ledger:
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
         self.performed, self.pulses = Performed(self.store), Pulses(self.store)
-        self._entry, self._growth = _entry(self.store), _growth(self.store)
+        self._arrivals = Arrivals(self.store)
         bring_up(self.engine)
 
     # -- receiving -------------------------------------------------------------------------------------------------
@@ -71,24 +72,21 @@ class Ledger:
 
         An object whose UID came before with other bytes is kept and reported, and changes nothing else.
         """
-        values = {f"new_{name}": value for name, value in new.__dict__.items()}
+        if self._arrivals.enter_new(new):
+            return True
         with self.engine.begin() as connection:
-            entered = connection.execute(self._entry, {**values, "new_path": str(new.path)}).first()
+            entered = self._arrivals.enter(connection, new)
             if entered is None:
                 returned = self.holdings.came_back(connection, new)
                 if returned:
-                    self._grow(connection, new, by=0)
+                    self._arrivals.grow(connection, new, by=0)
                 return returned
             if entered.conflict:
                 note = NotLabelled(new.sop_instance_uid, new.series_uid, "another object with this UID came first")
                 self._note(connection, new.study_uid, new.peer, [note])
             else:
-                self._grow(connection, new)
+                self._arrivals.grow(connection, new)
         return True
-
-    def _grow(self, connection: Connection, new: Instance, by: int = 1) -> None:
-        values = {"new_study_uid": new.study_uid, "new_peer": new.peer, "new_received_at": new.received_at}
-        connection.execute(self._growth, {**values, "new_by": by})
 
     def refuse(self, calling_ae: str, called_ae: str, host: str, reason: str) -> None:
         """Count somebody who was not let in, or an object that was refused; the latest few thousand are kept."""
@@ -414,30 +412,6 @@ class Ledger:
     def rows(self, statement: Select[Any]) -> list[Row[Any]]:
         with self.engine.connect() as connection:
             return list(connection.execute(statement))
-
-
-def _entry(store: Store) -> Any:
-    """INSERT of an object; made once, since making it takes longer than running it."""
-    values: dict[str, Any] = {
-        name: bindparam(f"new_{name}", type_=instance.c[name].type) for name in Instance.__dataclass_fields__
-    }
-    named = instance.alias()
-    same_uid = named.c.sop_instance_uid == values["sop_instance_uid"]
-    values["conflict"] = or_(values["conflict"], exists().where(same_uid, named.c.digest != values["digest"]))
-    return store.insert(instance).values(values).on_conflict_do_nothing().returning(instance.c.conflict)
-
-
-def _growth(store: Store) -> Any:
-    """INSERT of a study, or its growth by an object; `_entry` says why it is made once."""
-    study_uid, peer, received_at = (
-        bindparam(f"new_{name}", type_=instance.c[name].type) for name in ("study_uid", "peer", "received_at")
-    )
-    common = {"state": State.RECEIVING, "reason": "", "peer": peer, "last_at": received_at}
-    fresh = {**common, "study_uid": study_uid, "instances": 1, "first_at": received_at}
-    by = bindparam("new_by", type_=study.c.instances.type)
-    grown = {**common, "instances": study.c.instances + by, "attempts": 0, "next_at": 0.0, "fence": study.c.fence + 1}
-    statement = store.insert(study).values(fresh)
-    return statement.on_conflict_do_update(index_elements=[study.c.study_uid], set_=grown)
 
 
 def _held(lease: Lease) -> Any:

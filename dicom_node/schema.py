@@ -40,6 +40,8 @@ from sqlalchemy.engine import Connection, make_url
 from dicom_node.patience import delivery_lease
 from dicom_node.study import OPEN, Delivery, State
 
+#: Seconds that a writer waits for its turn.
+PATIENCE = 30
 #: Seconds since the epoch.
 Clock = Callable[[], float]
 
@@ -57,6 +59,8 @@ class Words(TypeDecorator[str]):
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
+        if value.isascii() and value.isprintable() and len(value) <= (self.length or len(value)):
+            return str(value)
         return value.replace("\0", "\ufffd").encode(errors="replace").decode()[: self.length]
 
 
@@ -254,7 +258,7 @@ def open_engine(url: str) -> Engine:
     file = make_url(url).database
     if file:
         Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = create_engine(url, connect_args={"timeout": 30})
+    engine = create_engine(url, connect_args={"timeout": PATIENCE})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
@@ -271,7 +275,7 @@ def open_engine(url: str) -> Engine:
 
 def _to_wal(connection: Any) -> None:
     """The switch to WAL waits for no lock by itself, as all else does; processes that start at once meet here."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             connection.execute("pragma journal_mode=wal")
@@ -288,7 +292,7 @@ def _postgresql(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _bound(connection: Any, _: Any) -> None:
-        connection.execute("set lock_timeout = '30s'")
+        connection.execute(f"set lock_timeout = '{PATIENCE}s'")
         connection.execute("set idle_in_transaction_session_timeout = '60s'")
         connection.commit()
 

@@ -11,12 +11,11 @@ given once: of two writers of one UID, in whatever processes, the second finds t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
@@ -26,6 +25,7 @@ from uuid import uuid4
 
 import structlog
 
+from dicom_node.blocks import BlockFile, sweep
 from dicom_node.dataset import data_set_offset
 from dicom_node.errors import OutOfResources
 from dicom_node.settings import Durability
@@ -33,8 +33,8 @@ from dicom_node.uids import is_uid
 
 log = structlog.get_logger("spool")
 
-#: Bytes that are gathered for one write: some peers send a few KiB at a time.
-_BLOCK = 1 << 16
+#: Bytes of a data set that are kept at hand while it comes; few have more before their identity is known.
+_HEAD = 1 << 14
 #: Bytes of an object after which the room on the disk is looked at again.
 _LOOK_AGAIN = 16 << 20
 #: With durability = "group": files that may be acknowledged and not yet on the disk.
@@ -99,10 +99,10 @@ class Spool:
         target = self.reports / f"{sop_instance_uid}.dcm"
         part = self.incoming / f"{uuid4().hex}.part"
         try:
-            with _claimed(part) as file:
+            with closing(BlockFile(part)) as file:
                 file.write(content)
-                file.flush()
-                os.fdatasync(file.fileno())
+                file.finish()
+                os.fdatasync(file.descriptor)
                 os.rename(part, target)
             _sync_folder(target.parent)
         except OSError as error:
@@ -128,26 +128,26 @@ class Spool:
                 f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
             )
 
-    def settle(self, file: BinaryIO, part: Path, target: Path) -> bool:
+    def settle(self, file: BlockFile, target: Path) -> bool:
         """Give a written file its name for good; False when the name is taken.
 
         Durability `each` returns when the name would survive a power cut, `group` when it will soon.
         """
-        new = not target.exists() and self._link(file, part, target)
+        new = not target.exists() and self._link(file, target)
         if self._backlog is None:
             _sync_folder(target.parent)
         elif new:
-            self._backlog.add(os.dup(file.fileno()), target)
+            self._backlog.add(os.dup(file.descriptor), target)
         return new
 
-    def _link(self, file: BinaryIO, part: Path, target: Path) -> bool:
+    def _link(self, file: BlockFile, target: Path) -> bool:
         if self._backlog is None:
-            os.fdatasync(file.fileno())
+            os.fdatasync(file.descriptor)
         if not target.parent.exists():
             target.parent.mkdir(mode=0o700, exist_ok=True)
             _sync_folder(target.parent.parent)
         try:
-            os.link(part, target)
+            os.link(file.path, target)
         except FileExistsError:
             return False
         return True
@@ -176,7 +176,7 @@ class Spool:
             if study != self.incoming:
                 with suppress(OSError):  # it holds images
                     study.rmdir()
-        return sum(_abandoned(part) for part in self.incoming.glob("*.part"))
+        return sum(sweep(part) for part in self.incoming.glob("*.part"))
 
     @staticmethod
     def digest_of(path: Path) -> str:
@@ -196,11 +196,12 @@ class Part:
         self._spool, self._offset = spool, len(header)
         self._path = spool.incoming / f"{uuid4().hex}.part"
         self._digest, self._size, self._look_again = hashlib.sha256(), 0, _LOOK_AGAIN
+        self._head = bytearray()
         try:
-            self._file = _claimed(self._path)
-            self._file.write(header)
+            self._file = BlockFile(self._path)
         except OSError as error:
             raise self._failed(error) from error
+        self._file.write(header)
 
     def __enter__(self) -> Part:
         return self
@@ -218,16 +219,33 @@ class Part:
         if self._size >= self._look_again:
             self._spool.make_room(len(data))
             self._look_again = self._size + _LOOK_AGAIN
+        if len(self._head) < _HEAD:
+            self._head += data[: _HEAD - len(self._head)]
         self._digest.update(data)
         try:
             self._file.write(data)
         except OSError as error:
             raise self._failed(error) from error
 
-    def data_set(self) -> BinaryIO:
-        """What was written so far, for reading; valid until the next `write`."""
-        self._file.seek(self._offset)
-        return self._file
+    @property
+    def head(self) -> bytes:
+        """The data set's first bytes."""
+        return bytes(self._head)
+
+    @contextmanager
+    def data_set(self) -> Iterator[BinaryIO]:
+        """The data set, for reading, when all of it has come.
+
+        Raises:
+            OutOfResources: the disk failed.
+        """
+        try:
+            self._file.finish()
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                yield file
+        except OSError as error:
+            raise self._failed(error) from error
 
     def commit(self, study_uid: str, sop_instance_uid: str) -> Stored:
         """Give the object its place; the same bytes under the same UID are there once, other bytes stand beside them.
@@ -236,27 +254,27 @@ class Part:
             OutOfResources: the disk failed; nothing is left behind.
         """
         target, digest = self._spool.place(study_uid, sop_instance_uid), self._digest.hexdigest()
-        beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
         try:
-            self._file.flush()
-            for name in (target, beside):
-                if self._spool.settle(self._file, self._path, name) or Spool.digest_of(name) == digest:
-                    return _stored(name, digest, conflict=name is beside)
+            self._file.finish()
+            if self._settled(target, digest):
+                return _stored(target, digest)
+            beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
+            if self._settled(beside, digest):
+                return _stored(beside, digest, conflict=True)
             raise OutOfResources(f"{beside}: other bytes stand under the name that is their digest")
         except OSError as error:
             raise self._failed(error) from error
         finally:
             self.discard()
 
+    def _settled(self, target: Path, digest: str) -> bool:
+        return self._spool.settle(self._file, target) or Spool.digest_of(target) == digest
+
     def discard(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
-        if self._file.closed:
-            return
-        self._path.unlink(missing_ok=True)
-        try:
+        if not self._file.closed:
+            self._path.unlink(missing_ok=True)
             self._file.close()
-        except OSError as error:  # what could not be flushed is of no use any more
-            log.debug("closed unflushed", reason=error.strerror)
 
     def _failed(self, error: OSError) -> OutOfResources:
         self._path.unlink(missing_ok=True)
@@ -300,31 +318,6 @@ class _Backlog:
 def _stored(path: Path, digest: str, *, conflict: bool = False) -> Stored:
     status = path.stat()
     return Stored(path, digest, status.st_size, status.st_mtime, conflict)
-
-
-def _claimed(part: Path) -> BinaryIO:
-    """A new file that is locked for as long as it is open; a process that ends, however it ends, unlocks it."""
-    while True:
-        file = open(part, "x+b", _BLOCK, opener=_private)  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # swept away by a process that started between the two
-
-
-def _abandoned(part: Path) -> bool:
-    """Remove a part that nobody holds; was there one?"""
-    try:
-        with part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink(missing_ok=True)
-    except (BlockingIOError, FileNotFoundError):
-        return False
-    return True
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,8 +79,7 @@ def template(modality: str) -> bytes:
 
 def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measured:
     """Start the server, push, stop it."""
-    shutil.rmtree(folder / "stored", ignore_errors=True)
-    (folder / "stored").mkdir()
+    _set_aside(folder / "stored")
     os.sync()
     path = folder / f"{load.modality}.template"
     if not path.exists():
@@ -97,6 +96,13 @@ def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measu
             f"{contender.name}, {load}: {stored} of {count + WARM} images are there; see {folder / 'server.log'}"
         )
     return Measured(count / seconds, 1000 * used / count, 1000 * client / count, peak.mib)
+
+
+def _set_aside(stored: Path) -> None:
+    """An empty folder. What lay there is removed at the end: for minutes, creating passes over what was removed."""
+    if stored.exists():
+        stored.rename(stored.with_name(f"stored-{time.monotonic_ns()}"))
+    stored.mkdir()
 
 
 @contextmanager

@@ -109,7 +109,8 @@ def test_pieces_make_the_same_file_as_the_whole(spool: Spool):
     with spool.begin(header) as part:
         for piece in (b"one ", b"", memoryview(b"two "), b"three"):
             part.write(piece)
-        assert part.data_set().read() == b"one two three"
+        with part.data_set() as data_set:
+            assert data_set.read() == part.head == b"one two three"
         found = part.commit("1.2", "1.2.3")
     assert found == stored(spool, b"one two three")
 
