@@ -11,26 +11,19 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 #: What direct writes are aligned to, in memory and in the file; bytes.
 _BLOCK = 4096
 #: Bytes of one write, but a file's last.
-_AT_ONCE = 1 << 17
+_AT_ONCE = 1 << 20
 #: Buffers that no file uses; there are never more than files were open at a time.
 _idle: deque[mmap.mmap] = deque()
-#: Threads that write, for all files together.
-WRITERS = 4
-_writers = ThreadPoolExecutor(WRITERS, "blocks")
 
 
 class BlockFile:
-    """A file under a new name; locked while it is open, so that a process that ends, however it ends, unlocks it.
-
-    One half of its buffer is filled while the other is being written.
-    """
+    """A file under a new name; locked while it is open, so that a process that ends, however it ends, unlocks it."""
 
     def __init__(self, path: Path) -> None:
         """Create it.
@@ -41,11 +34,9 @@ class BlockFile:
         self.path, self.descriptor = path, _claimed(path)
         self._direct = False
         self._past_cache(True)
-        self._memory = _idle.pop() if _idle else mmap.mmap(-1, 2 * _AT_ONCE)
-        view = memoryview(self._memory)
-        self._half, self._other = view[:_AT_ONCE], view[_AT_ONCE:]
+        self._memory = _idle.pop() if _idle else mmap.mmap(-1, _AT_ONCE)
+        self._buffer = memoryview(self._memory)
         self._filled = 0
-        self._being_written: Future[None] | None = None
 
     @property
     def closed(self) -> bool:
@@ -61,10 +52,11 @@ class BlockFile:
         while rest:
             piece = rest[: _AT_ONCE - self._filled]
             end = self._filled + len(piece)
-            self._half[self._filled : end], self._filled = piece, end
+            self._buffer[self._filled : end], self._filled = piece, end
             rest = rest[len(piece) :]
             if end == _AT_ONCE:
-                self._hand_over()
+                self._put(self._buffer)
+                self._filled = 0
 
     def finish(self) -> None:
         """Nothing more will be written: what is left goes to the file, whose end need not be a block's.
@@ -72,35 +64,21 @@ class BlockFile:
         Raises:
             OSError: some of it could not be written.
         """
-        self._wait()
         whole = self._filled - self._filled % _BLOCK if self._direct else self._filled
-        self._put(self._half[:whole])
+        self._put(self._buffer[:whole])
         if whole < self._filled:
             self._past_cache(False)
-            self._put(self._half[whole : self._filled])
+            self._put(self._buffer[whole : self._filled])
         self._filled = 0
 
     def close(self) -> None:
         """Let go of file and buffer; may be called again."""
         if self.closed:
             return
-        with suppress(OSError):  # whoever wanted to know has called `finish`
-            self._wait()
         descriptor, self.descriptor = self.descriptor, -1
-        self._half.release()
-        self._other.release()
+        self._buffer.release()
         _idle.append(self._memory)
         os.close(descriptor)
-
-    def _hand_over(self) -> None:
-        self._wait()
-        self._being_written = _writers.submit(self._put, self._half)
-        self._half, self._other, self._filled = self._other, self._half, 0
-
-    def _wait(self) -> None:
-        if self._being_written is not None:
-            written, self._being_written = self._being_written, None
-            written.result()
 
     def _put(self, data: memoryview) -> None:
         while data:

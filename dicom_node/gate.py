@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import BasicTextSRStorage, KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
@@ -273,10 +275,21 @@ def _plain(data_set: Dataset, name: str) -> str:
 
 
 def _uids(report: Dataset) -> Iterator[str]:
-    for element in report.iterall():
-        if element.VR == "UI":
-            values = [element.value] if element.VM <= 1 else element.value
-            yield from (f"{element.keyword} {value!r} is no UID" for value in values if not is_uid(str(value or "")))
+    """Of a report that was read from its bytes nothing is decoded but what holds UIDs, or items."""
+    for tag, found in report.items():
+        element: Any = report[tag] if found.VR in (None, "SQ") else found
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _uids(item)
+        elif element.VR == "UI":
+            yield from (f"{keyword_for_tag(tag)} {uid!r} is no UID" for uid in _named(element.value) if not is_uid(uid))
+
+
+def _named(value: Any) -> list[str]:
+    """The UIDs of a value, decoded or not; an empty one is one that is no UID."""
+    if isinstance(value, bytes):
+        return value.decode("ascii", "replace").rstrip("\0 ").split("\\")
+    return [str(value or "")] if value is None or isinstance(value, str) else [str(uid) for uid in value]
 
 
 def evidence_of(report: Dataset) -> set[str]:

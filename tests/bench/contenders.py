@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import which
 
 from tests.bench.pusher import CALLED, CALLING
 from tests.certificates import Authority
@@ -44,7 +46,8 @@ def contenders() -> list[Contender]:
         Contender(OURS, _ours, tls=True, stored=lambda folder: len(list(folder.glob("spool/**/*.dcm")))),
         Contender("pynetdicom, encoded_dataset()", _python("encoded"), tls=True),
         Contender("pynetdicom, dataset and save_as()", _python("dataset"), tls=True),
-        Contender("DCMTK storescp --fork, not durable", _storescp(True)),
+        *([Contender("DCMTK storescp --fork, fdatasync at close", _storescp(True, True))] if which("cc") else []),
+        Contender("the same, not durable", _storescp(True)),
         Contender("the same, as shipped", _storescp(False), waits=True),
         Contender("Orthanc, TCP_NODELAY=1", _orthanc(True), stored=_attachments),
         Contender("the same, as shipped ", _orthanc(False), waits=True, stored=_attachments),
@@ -86,11 +89,21 @@ def _hurried(hurried: bool) -> dict[str, str]:
     return {"TCP_NODELAY": "1"} if hurried else {}
 
 
-def _storescp(hurried: bool) -> Command:
+def _storescp(hurried: bool, durable: bool = False) -> Command:
     def command(port: int, folder: Path, _: bool) -> tuple[list[str], dict[str, str]]:
-        return [program("storescp"), "--fork", "-od", str(folder / "stored"), str(port)], _hurried(hurried)
+        environment = {**_hurried(hurried), **({"LD_PRELOAD": str(_synchronising(folder))} if durable else {})}
+        return [program("storescp"), "--fork", "-od", str(folder / "stored"), str(port)], environment
 
     return command
+
+
+def _synchronising(folder: Path) -> Path:
+    """A library that makes a program synchronise what it closes."""
+    library = folder / "fdatasync.so"
+    if not library.exists():
+        source = Path(__file__).with_name("fdatasync.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
 
 
 def _orthanc(hurried: bool) -> Command:
