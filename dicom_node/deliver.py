@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from logging import ERROR, INFO
 
 import structlog
@@ -166,12 +167,20 @@ class Deliverer:
 
 
 def _sendable(report: Dataset, sop_class: UID) -> Dataset:
-    """The report in a class that the destination takes, through the gate again: files rot, and renditions are new."""
+    """The report in a class that the destination takes, through the gate again: files rot, and renditions are new.
+
+    The gate opens every sequence of what it is given. It gets a copy, since what is unopened is sent as it was read, in
+    1 ms in place of 80.
+    """
+    read = deepcopy(report)
     if sop_class == KeyObjectSelectionDocumentStorage:
-        return passed_rejection(report, report)
-    if sop_class not in REPORT_CLASSES:
-        return passed_sheet(report, report)
-    return passed(rendition(report, sop_class), report, evidence_of(report), vocabulary())
+        passed_rejection(read, read)
+    elif sop_class not in REPORT_CLASSES:
+        passed_sheet(read, read)
+    else:
+        made = passed(rendition(read, sop_class), read, evidence_of(read), vocabulary())
+        return report if made is read else made
+    return report
 
 
 def open_deliverer(settings: Settings) -> Deliverer:

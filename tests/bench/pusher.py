@@ -21,6 +21,8 @@ CALLING, CALLED = "BENCH", "SCP"
 #: Stands in the template where study and instance get their UIDs; as long as what replaces it.
 STUDY_UID, INSTANCE_UID = "1.2.826.0.1.3680043.8.498.1000000000", "1.2.826.0.1.3680043.8.498.2000000000"
 _SYNTAX = "1.2.840.10008.1.2.1"
+#: Status 0x0000 as a C-STORE response encodes it.
+STORED = bytes.fromhex("0000 0009 02000000 0000")
 #: What goes out for one image.
 Body = list[bytes | memoryview]
 #: Buffers that one system call takes.
@@ -70,12 +72,12 @@ def _item(kind: int, value: bytes, head: str = ">BBH") -> bytes:
     return struct.pack(head, kind, 0, len(value)) + value
 
 
-def associated(connection: socket.socket, sop_class: str) -> int:
+def associated(connection: socket.socket, sop_class: str, called: str = CALLED, calling: str = CALLING) -> int:
     """Associate with one presentation context; the longest PDU that the peer takes, bytes."""
     context = b"\1\0\0\0" + _item(0x30, sop_class.encode()) + _item(0x40, _SYNTAX.encode())
     user = struct.pack(">BBHI", 0x51, 0, 4, 131072) + _item(0x52, b"1.2.826.0.1.3680043.8.498.9")
     items = _item(0x10, b"1.2.840.10008.3.1.1.1") + _item(0x20, context) + _item(0x50, user)
-    names = CALLED.ljust(16).encode() + CALLING.ljust(16).encode()
+    names = called.ljust(16).encode() + calling.ljust(16).encode()
     connection.sendall(_item(1, b"\0\1\0\0" + names + bytes(32) + items, ">BBI"))
     answer = _pdu(connection)
     if answer[0] != 2:
@@ -134,7 +136,7 @@ def main() -> None:
     wanted = images(template, int(number), int(count))
     if kind == "ae":
         bodies = stores(sop_class.decode(), wanted, associated(connection, sop_class.decode()))
-        answer, size = b"\0\0\0\x09\2\0\0\0\0\0", 0
+        answer, size = STORED, 0
     else:
         bodies = ([struct.pack(">I", len(image)), image] for _, image in wanted)
         answer, size = b"x", 1
