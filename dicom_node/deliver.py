@@ -20,8 +20,9 @@ from dicom_node.call import Caller
 from dicom_node.commitment import ask, tell
 from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Retry, Stumbled
 from dicom_node.gate import evidence_of, passed, passed_rejection, passed_sheet
+from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
-from dicom_node.patience import delivery_lease, pause, rest
+from dicom_node.patience import pause, rest
 from dicom_node.rendition import rendition
 from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
@@ -63,6 +64,13 @@ class Deliverer:
         due = self._claimed(report_uid, destination)
         if due is None:
             return None
+        lease_seconds = self.settings.lease_seconds
+        with renewed(
+            lambda: self.ledger.deliveries.renew(due, lease_seconds), lease_seconds, report_uid=due.report_uid
+        ):
+            return self._attempt(due, destination)
+
+    def _attempt(self, due: DueDelivery, destination: str) -> Delivery:
         try:
             stored = self._send(due)
         except Stumbled as reason:
@@ -79,8 +87,7 @@ class Deliverer:
 
     def _claimed(self, report_uid: str | None, destination: str) -> DueDelivery | None:
         parallel = next((peer.parallel for peer in self.settings.peers if peer.name == destination), 1)
-        lease = delivery_lease(self.settings.lease_seconds)
-        return self.ledger.deliveries.claim(destination, lease, parallel, report_uid)
+        return self.ledger.deliveries.claim(destination, self.settings.lease_seconds, parallel, report_uid)
 
     def _postponed(self, due: DueDelivery, reason: NodeError, told: str = "", sent_uid: str = "") -> Delivery:
         wait = pause(due.attempt, self.settings.longest_pause)

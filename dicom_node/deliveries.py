@@ -118,6 +118,15 @@ class Deliveries:
         path, kind = Path(row.path), Kind(row.kind)
         return DueDelivery(uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
 
+    def renew(self, due: DueDelivery, lease_seconds: float) -> bool:
+        """Keep a lease; False when it is lost."""
+        held = and_(
+            _fitting(due.destination, due.report_uid), delivery.c.fence == due.fence, delivery.c.lease_until > 0
+        )
+        with self.store.engine.begin() as connection:
+            until = self.store.clock() + lease_seconds
+            return connection.execute(update(delivery).where(held).values(lease_until=until)).rowcount == 1
+
     def sent_as(self, report_uid: str, destination: str) -> str:
         """Under which SOP Instance UID a destination has stored a report; empty where it has not."""
         stored = delivery.c.state.in_([Delivery.SENT, Delivery.AWAITED])

@@ -12,11 +12,6 @@ def pause(attempt: int, longest: float, chance: Callable[[], float] = random.ran
     return full * (0.5 + 0.5 * chance())
 
 
-def delivery_lease(lease_seconds: float) -> float:
-    """Seconds that a delivery's lease lasts: nobody renews it, and an archive may take its time."""
-    return max(60.0, lease_seconds)
-
-
 def rest(failures: int, allowed: int, longest: float, chance: Callable[[], float] = random.random) -> float:
     """Seconds that a destination rests after so many failures in a row; 0 while they are fewer than `allowed`."""
     return pause(failures, longest, chance) if failures >= allowed else 0.0

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from dicom_node.corrections import listen, rejection_beside
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
+from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.patience import pause
@@ -96,6 +97,10 @@ class Pipeline:
         """The process is to end: what is not finished in time is handed back. Called from a signal handler."""
         self._drained_at = time.monotonic() + self.settings.drain_seconds
 
+    def _renewed(self, lease: Lease) -> AbstractContextManager[threading.Event]:
+        seconds = self.settings.lease_seconds
+        return renewed(lambda: self.ledger.renew(lease, seconds), seconds, study_uid=lease.study_uid)
+
     def _may_go_on(self, lost: threading.Event) -> None:
         if lost.is_set():
             raise Superseded("the lease is lost, to another worker or a late image")
@@ -151,7 +156,7 @@ class Pipeline:
             return None
         started = self.clock()
         try:
-            with self._kept(lease) as lost:
+            with self._renewed(lease) as lost:
                 state = self._work(lease, partial(self._may_go_on, lost))
         except Superseded as overtaken:
             log.info("overtaken", study_uid=study_uid, reason=str(overtaken))
@@ -322,30 +327,6 @@ class Pipeline:
             return context
         predecessor = reports.Predecessor(earlier[-1].sop_class_uid, earlier[-1].sop_instance_uid)
         return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
-
-    @contextmanager
-    def _kept(self, lease: Lease) -> Iterator[threading.Event]:
-        """Renew the lease from a thread while the work runs; the event tells that it is lost."""
-        done, lost = threading.Event(), threading.Event()
-
-        def renew() -> None:
-            while not done.wait(self.settings.lease_seconds / 3):
-                try:
-                    kept = self.ledger.renew(lease, self.settings.lease_seconds)
-                except SQLAlchemyError as error:  # the ledger is away for a moment, or so long that the lease ends
-                    log.warning("lease not renewed", study_uid=lease.study_uid, reason=str(error.args[0]))
-                    continue
-                if not kept:
-                    lost.set()
-                    return
-
-        thread = threading.Thread(target=renew, name="lease", daemon=True)
-        thread.start()
-        try:
-            yield lost
-        finally:
-            done.set()
-            thread.join()
 
 
 def _by_path(instances: Iterable[Instance]) -> list[Instance]:

@@ -37,7 +37,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 
-from dicom_node.patience import delivery_lease
 from dicom_node.study import OPEN, Delivery, State
 
 #: Seconds that a writer waits for its turn.
@@ -328,7 +327,7 @@ class Store:
 
         Args:
             longest_pause: between two attempts, seconds.
-            lease_seconds: of a study's lease.
+            lease_seconds: of a study's or a delivery's lease.
         Returns how many were moved.
         """
         now = self.clock()
@@ -338,7 +337,7 @@ class Store:
             (study.c.lease_until, study.c.state == State.LABELLING, lease_seconds),
             (delivery.c.next_at, delivery.c.state == Delivery.WAITING, max(longest_pause, 300.0)),
             (delivery.c.next_at, delivery.c.state == Delivery.AWAITED, 86400.0),
-            (delivery.c.lease_until, delivery.c.state.in_(OPEN), delivery_lease(lease_seconds)),
+            (delivery.c.lease_until, delivery.c.state.in_(OPEN), lease_seconds),
             (destination.c.rests_until, true(), longest_pause),
         )
         with self.engine.begin() as connection:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -277,6 +280,28 @@ def test_a_late_image_reopens_and_the_same_image_twice_does_not(node: Node) -> N
     node.push(images[3:])
     (row,) = node.ledger.receiving()
     assert row.instances == 4
+
+
+def test_a_persons_word_completes_what_has_come(node: Node, tmp_path: Path) -> None:
+    config = tmp_path / "dicom-node.toml"
+    config.write_text(f'home = "{node.settings.home}"\nledger = "{node.settings.ledger_url}"\n')
+    images = a_series("torso", 3, name="word")
+    uid = str(images[0].StudyInstanceUID)
+
+    def command() -> tuple[int, str]:
+        words = [sys.executable, "-m", "dicom_node", "--config", str(config), "complete", uid]
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "COLUMNS": "300"})
+        return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+    code, said = command()
+    assert code == 1
+    assert "never received here" in said
+    node.push(images)
+    assert command() == (0, "3 images, queued")
+    assert node.completed_by(images) == "a person's word"
+    code, said = command()
+    assert code == 1
+    assert "is queued" in said
 
 
 def test_a_clock_set_ahead_completes_nothing_before_its_time_and_one_set_back_waits_no_longer(node: Node) -> None:
