@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def contenders() -> list[Contender]:
     """All of them, ours first."""
     needs("storescp", "Orthanc")
     return [
-        Contender(OURS, _ours, tls=True, stored=lambda folder: len(list(folder.glob("spool/**/*.dcm")))),
+        _node(OURS),
         Contender("pynetdicom, encoded_dataset()", _python("encoded"), tls=True),
         Contender("pynetdicom, dataset and save_as()", _python("dataset"), tls=True),
         *([Contender("DCMTK storescp --fork, fdatasync at close", _storescp(True, True))] if which("cc") else []),
@@ -55,6 +56,16 @@ def contenders() -> list[Contender]:
     ]
 
 
+def variants() -> list[Contender]:
+    """This node by what its settings cost or give."""
+    return [
+        _node(OURS),
+        _node('the same, durability = "group"', 'durability = "group"\n'),
+        _node("the same, receivers = 2", "receivers = 2\n", receivers=2),
+        _node("the same, fast_path = false", "fast_path = false\n"),
+    ]
+
+
 def issued(folder: Path) -> tuple[Path, Path, Path]:
     """Certificate, key and CA that both ends show and trust."""
     certificates = folder / "certificates"
@@ -63,16 +74,26 @@ def issued(folder: Path) -> tuple[Path, Path, Path]:
     return certificates / "bench.pem", certificates / "bench.key", certificates / "ca.pem"
 
 
-def _ours(port: int, folder: Path, tls: bool) -> tuple[list[str], dict[str, str]]:
-    certificate, key, ca = issued(folder)
-    secure = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\nca = "{ca}"\nport = {port}\n' if tls else ""
-    config = folder / "dicom-node.toml"
-    config.write_text(
-        f'ae_title = "{CALLED}"\nbind = "127.0.0.1"\nport = {0 if tls else port}\nhome = "{folder / "stored"}"\n'
-        f'reserve_mib = 16\n{secure}[[peers]]\nname = "bench"\nae_title = "{CALLING}"\nhost = "any"\n'
-        f"tls = {str(tls).lower()}\n"
-    )
-    return [sys.executable, "-m", "dicom_node", "--config", str(config), "receive"], {}
+def _node(name: str, settings: str = "", receivers: int = 1) -> Contender:
+    def command(port: int, folder: Path, tls: bool) -> tuple[list[str], dict[str, str]]:
+        certificate, key, ca = issued(folder)
+        secure = f'[tls]\ncertificate = "{certificate}"\nkey = "{key}"\nca = "{ca}"\nport = {port}\n' if tls else ""
+        config = folder / "dicom-node.toml"
+        config.write_text(
+            f'ae_title = "{CALLED}"\nbind = "127.0.0.1"\nport = {0 if tls else port}\nhome = "{folder / "stored"}"\n'
+            f'reserve_mib = 16\n{settings}{secure}[[peers]]\nname = "bench"\nae_title = "{CALLING}"\nhost = "any"\n'
+            f"tls = {str(tls).lower()}\n"
+        )
+        receive = [sys.executable, "-m", "dicom_node", "--config", str(config), "receive"]
+        return (receive if receivers == 1 else _together(receive, receivers)), {}
+
+    return Contender(name, command, tls=True, stored=lambda folder: len(list(folder.glob("spool/**/*.dcm"))))
+
+
+def _together(command: list[str], times: int) -> list[str]:
+    """A shell that runs it so often, and ends them with itself."""
+    started = f'{shlex.join(command)} & all="$all $!"; ' * times
+    return ["bash", "-c", f"all=\"\"; trap 'kill $all; wait' TERM; {started} wait"]
 
 
 def _python(kind: str) -> Command:

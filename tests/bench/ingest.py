@@ -2,6 +2,7 @@
 
     python -m tests.bench.ingest --quick                            # two minutes
     python -m tests.bench.ingest --page docs/benchmarks.md          # the long form, written into the page
+    python -m tests.bench.ingest --ours --page docs/benchmarks.md   # this node alone, by its settings
 
 Every server is started anew for every measurement, its folder is empty, and what it has stored is counted. All answer
 only when an image is on the disk (fdatasync), but DCMTK's storescp, which never asks for that; where there is a C
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.bench.contenders import OURS, Contender, contenders, issued
+from tests.bench.contenders import OURS, Contender, contenders, issued, variants
 from tests.bench.process import Peak, cpu_seconds, markdown, written
 from tests.bench.pusher import INSTANCE_UID, STUDY_UID
 from tests.support import eventually, free_port, listens
@@ -152,11 +153,11 @@ def _push(
 
 
 def compared(
-    loads: Sequence[Load], counts: dict[str, int], rounds: int, folder: Path
+    those: Sequence[Contender], loads: Sequence[Load], counts: dict[str, int], rounds: int, folder: Path
 ) -> dict[Load, dict[str, list[Measured]]]:
-    """All contenders under every load, in turns."""
+    """Contenders under every load, in turns."""
     found: dict[Load, dict[str, list[Measured]]] = {load: defaultdict(list) for load in loads}
-    turns = [(load, one) for _ in range(rounds) for load in loads for one in contenders() if one.tls or not load.tls]
+    turns = [(load, one) for _ in range(rounds) for load in loads for one in those if one.tls or not load.tls]
     for load, one in track(turns, "Measuring", console=Console(stderr=True)):
         count = min(counts[load.modality], FEW if one.waits else 10**9)
         found[load][one.name].append(measure(one, load, count, folder))
@@ -178,6 +179,7 @@ COLUMNS = ("", "images/s", "ours is times as fast", "server CPU s/1000", "client
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few images, three loads, one round")
+    parser.add_argument("--ours", action="store_true", help="this node alone, by its settings")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
     parser.add_argument("--folder", type=Path, help="where servers store; on the disk that is meant")
@@ -188,8 +190,9 @@ def main() -> None:
         loads, options.rounds = [Load("CT", 4), Load("MR", 1), Load("CT", 4, tls=True)], 1
     counts = QUICK if options.quick else LONG
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        found = compared(loads, counts, options.rounds, Path(folder))
-    chapter = [_about(counts, options.rounds)]
+        those = variants() if options.ours else contenders()
+        found = compared(those, loads, counts, options.rounds, Path(folder))
+    chapter = [_ABOUT_OURS if options.ours else _about(counts, options.rounds)]
     for load, measured in found.items():
         table = Table(*COLUMNS, title=str(load))
         for row in rows(measured):
@@ -197,7 +200,13 @@ def main() -> None:
         Console().print(table)
         chapter += [f"### {load}", markdown(COLUMNS, rows(measured))]
     if options.page:
-        written(options.page, "ingest", "\n\n".join(chapter))
+        written(options.page, "settings" if options.ours else "ingest", "\n\n".join(chapter))
+
+
+_ABOUT_OURS = """## What the receiver's settings cost and give
+
+`python -m tests.bench.ingest --ours --page docs/benchmarks.md`: the same measurement of this node alone.
+`durability = "group"` answers before the disk has the image; `fast_path = false` leaves C-STORE to pynetdicom."""
 
 
 def _about(counts: dict[str, int], rounds: int) -> str:

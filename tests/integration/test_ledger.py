@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger
@@ -55,6 +56,26 @@ def test_an_object_counts_once(ledger: Ledger) -> None:
     row = ledger.study("1.2")
     assert row is not None
     assert (row.instances, row.state) == (1, State.RECEIVING)
+
+
+def test_a_database_that_fails_says_so_and_enters_the_next(ledger: Ledger) -> None:
+    def rename(old: str, new: str) -> None:
+        with ledger.engine.begin() as connection:
+            connection.exec_driver_sql(f"alter table {old} rename to {new}")
+
+    rename("study", "away")
+    with pytest.raises(SQLAlchemyError, match="study"):
+        ledger.add_instance(an_instance())
+    rename("away", "study")
+    assert ledger.instances("1.2") == [], "neither half is there"
+    assert ledger.add_instance(an_instance())
+
+
+@pytest.mark.parametrize("peer", ["a\0b", "M\udcfcller", "x" * 100, "\u65e5\u672c"])
+def test_words_from_outside_are_made_safe(ledger: Ledger, peer: str) -> None:
+    assert ledger.add_instance(an_instance(peer=peer))
+    (found,) = ledger.instances("1.2")
+    assert found.peer == peer.replace("\0", "\ufffd").encode(errors="replace").decode()[:64]
 
 
 def test_other_bytes_under_one_uid_are_kept_and_noted_and_reopen_nothing(ledger: Ledger) -> None:
