@@ -7,17 +7,21 @@ Part of the ledger (`Ledger.add_instance`). SQLAlchemy compiles them once and th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Lock
 from typing import Any
 
 from sqlalchemy import Dialect, bindparam, exists, or_
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
-from dicom_node.schema import PATIENCE, Store, instance, study
+from dicom_node.schema import Store, instance, study
 from dicom_node.study import Instance, State
+
+#: Seconds to wait for the other associations of this process; the database's own patience comes on top.
+_TURN = 10.0
 
 
 class Arrivals:
@@ -57,24 +61,37 @@ class Arrivals:
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
-        """A driver's cursor. SQLite's writers of one process take turns here, since there they poll for theirs."""
-        if self._is_sqlite and not self._turn.acquire(timeout=PATIENCE):
+        """A driver's cursor; what the driver raises, connecting included, is raised as SQLAlchemy's."""
+        failures = self._engine.dialect.loaded_dbapi.Error
+        with self._turn_of_sqlite():
+            try:
+                with closing(self._engine.raw_connection()) as connection:
+                    yield from self._begun(connection, failures)
+            except failures as error:
+                raise OperationalError("enter an object", None, error) from error
+
+    def _begun(self, connection: PoolProxiedConnection, failures: type[Exception]) -> Iterator[Any]:
+        cursor = connection.cursor()
+        if self._is_sqlite:
+            cursor.execute("begin immediate")
+        try:
+            yield cursor
+        except failures:
+            connection.invalidate()
+            raise
+
+    @contextmanager
+    def _turn_of_sqlite(self) -> Iterator[None]:
+        """SQLite's writers of one process take turns here, since there they poll for theirs."""
+        if not self._is_sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=_TURN):
             raise OperationalError("enter an object", None, TimeoutError("the database is locked"))
         try:
-            connection = self._engine.raw_connection()
-            try:
-                cursor = connection.cursor()
-                if self._is_sqlite:
-                    cursor.execute("begin immediate")
-                yield cursor
-            except self._engine.dialect.loaded_dbapi.Error as error:
-                connection.invalidate()
-                raise OperationalError("enter an object", None, error) from error
-            finally:
-                connection.close()
+            yield
         finally:
-            if self._is_sqlite:
-                self._turn.release()
+            self._turn.release()
 
 
 class Prepared:

@@ -31,7 +31,7 @@ class BlockFile:
         Raises:
             OSError: see open(2).
         """
-        self._memory = _idle.pop() if _idle else mmap.mmap(-1, _AT_ONCE)
+        self._memory = _memory()
         self._buffer, self._filled = memoryview(self._memory), 0
         self.path, self.descriptor = path, _claimed(path)
         self._direct = False
@@ -77,7 +77,8 @@ class BlockFile:
         descriptor, self.descriptor = self.descriptor, -1
         self._buffer.release()
         _idle.append(self._memory)
-        os.close(descriptor)
+        with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
+            os.close(descriptor)
 
     def _put(self, data: memoryview) -> None:
         while data:
@@ -95,13 +96,31 @@ class BlockFile:
             self._direct = wanted
 
 
+def _memory() -> mmap.mmap:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return mmap.mmap(-1, _AT_ONCE)
+
+
 def _claimed(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            discard(path)
+            raise
         os.close(descriptor)  # swept away by a process that started between the two
+
+
+def discard(path: Path) -> None:
+    """Remove a file that nobody needs; where the disk does not let us, the next start does."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sweep(path: Path) -> bool:

@@ -24,6 +24,8 @@ from dicom_node.tls import client_context, trouble_with
 
 #: Seconds to wait for a connection, an association and an answer.
 PATIENCE = 15
+#: Seconds after which a peer that reads nothing of what we send is given up by the network itself.
+_UNREAD = 60
 #: SOP classes, with the transfer syntaxes of one presentation context each.
 Contexts = Sequence[tuple[str, Sequence[str]]]
 
@@ -139,6 +141,7 @@ def _hurry(event: evt.Event) -> None:
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREAD)
         except OSError:
             return  # closed by the peer in this moment; the association will say so
 

@@ -116,6 +116,8 @@ def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
                 return  # it breaks off within the value
             stream.seek(length - len(value), SEEK_CUR)
             yield tag, value
+            if tag == _SERIES:
+                return
         elif length != _UNDEFINED:
             stream.seek(length, SEEK_CUR)
     raise NotUnderstood(f"more than {_HEAD_ELEMENTS} elements before Series Instance UID")

@@ -156,6 +156,7 @@ class Deliveries:
             delivery.c.report_uid == due.report_uid,
             delivery.c.destination == due.destination,
             delivery.c.fence == due.fence,
+            delivery.c.state.in_(OPEN),  # its commitment may have been answered meanwhile
         )
         values = {
             "state": state,

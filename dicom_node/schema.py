@@ -330,7 +330,6 @@ class Store:
             lease_seconds: of a study's or a delivery's lease.
         Returns how many were moved.
         """
-        now = self.clock()
         furthest = (
             (study.c.last_at, study.c.state == State.RECEIVING, 0.0),
             (study.c.next_at, study.c.state == State.QUEUED, longest_pause),
@@ -341,6 +340,7 @@ class Store:
             (destination.c.rests_until, true(), longest_pause),
         )
         with self.engine.begin() as connection:
+            now = self.clock()  # no earlier: others write leases while we wait for our turn
             return sum(_drawn_near(connection, moment, which, now + wait) for moment, which, wait in furthest)
 
 

@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import structlog
 
-from dicom_node.blocks import BlockFile, sweep
+from dicom_node.blocks import BlockFile, discard, sweep
 from dicom_node.dataset import data_set_offset
 from dicom_node.errors import OutOfResources
 from dicom_node.settings import Durability
@@ -106,7 +106,7 @@ class Spool:
                 os.rename(part, target)
             _sync_folder(target.parent)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            discard(part)
             raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
         return target
 
@@ -273,11 +273,11 @@ class Part:
     def discard(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
         if not self._file.closed:
-            self._path.unlink(missing_ok=True)
+            discard(self._path)
             self._file.close()
 
     def _failed(self, error: OSError) -> OutOfResources:
-        self._path.unlink(missing_ok=True)
+        discard(self._path)
         return OutOfResources(f"{self._spool.images}: {error.strerror or error}")
 
 

@@ -174,14 +174,16 @@ def test_below_the_reserve_the_answer_is_out_of_resources_and_nothing_stays(sett
         receiver.stop()
 
 
-def test_a_ledger_that_fails_means_no_success(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sqlalchemy.exc import OperationalError
-
-    def fail(_: object) -> bool:
-        raise OperationalError("insert", {}, Exception("database is away"))
-
-    monkeypatch.setattr(receiver.ledger, "add_instance", fail)
-    assert pushed(receiver, a_series("leg", 1, name="away")) == [0xA700]
+def test_a_ledger_that_is_away_means_no_success_and_no_hang_up(receiver: Receiver, settings: Settings) -> None:
+    file, images = settings.home / "ledger.sqlite", a_series("leg", 3, name="away")
+    receiver.ledger.engine.dispose()
+    file.rename(settings.home / "away.sqlite")
+    file.mkdir()
+    assert pushed(receiver, images[:2]) == [0xA700, 0xA700]
+    file.rmdir()
+    (settings.home / "away.sqlite").rename(file)
+    assert pushed(receiver, images) == [0, 0, 0]
+    assert len(receiver.ledger.instances(images[0].StudyInstanceUID)) == 3
 
 
 def test_what_a_kill_left_between_disk_and_ledger_is_found_at_the_next_start(

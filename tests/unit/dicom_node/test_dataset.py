@@ -1,5 +1,6 @@
 """Identity is read from any encoding, and from nothing that is not a data set."""
 
+import struct
 import zlib
 from io import BytesIO
 
@@ -52,6 +53,26 @@ def test_identity_is_read_from_every_encoding(syntax: str):
     assert identity.series_uid == image.SeriesInstanceUID
     assert identity.modality == "CT"
     assert identity.patient_key == patient_key(image.PatientID, "")
+
+
+@given(st.sampled_from([IMPLICIT, EXPLICIT, DEFLATED, BIG]), st.data())
+def test_the_beginning_alone_tells_the_same_or_nothing(syntax: str, data: st.DataObject):
+    whole = encoded(syntax)
+    beginning = whole[: data.draw(st.integers(0, min(len(whole), 4000)))]
+    try:
+        assert identify(beginning, syntax) == identify(whole, syntax)
+    except NotUnderstood:
+        assert len(beginning) < 3000
+
+
+def test_what_stands_behind_the_series_uid_names_nothing():
+    def element(tag: int, value: bytes) -> bytes:
+        return struct.pack("<HHI", tag >> 16, tag & 0xFFFF, len(value)) + value
+
+    own = {0x00080018: b"1.2.3\0", 0x0020000D: b"1.2\0", 0x0020000E: b"1.2.0\0"}
+    raw = b"".join(element(tag, value) for tag, value in own.items())
+    later = element(0x0009_0010, bytes(20_000)) + element(0x0020000D, b"9.9\0") + element(0x00100020, b"X ")
+    assert identify(raw + later, IMPLICIT) == identify(raw, IMPLICIT)
 
 
 @given(st.binary(max_size=400), st.sampled_from([IMPLICIT, EXPLICIT, DEFLATED, BIG, "1.2.3", ""]))

@@ -1,5 +1,6 @@
 """Durable files: whole or not at all, once, and nowhere else."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -161,3 +162,23 @@ def test_a_disk_that_fails_behind_our_back_takes_nothing_more(tmp_path: Path, mo
     spool.close()
     with pytest.raises(OutOfResources, match="was acknowledged and may be lost"):
         stored(spool, uid="1.2.4")
+
+
+def test_a_disk_that_removes_nothing_leaves_nothing_open(spool: Spool, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with spool.begin(b"x" * 144) as part:
+        part.write(b"half")
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, (1 << 20) - 144, 1 << 20, (3 << 20) + 5])
+def test_a_file_of_any_size_is_whole(spool: Spool, size: int):
+    data = bytes(range(256)) * (size // 256 + 1)
+    header = file_header("1.2.840.10008.5.1.4.1.1.2", "1.2.3", SYNTAX, "CT1")
+    found = spool.store("1.2", "1.2.3", header, data[:size])
+    assert found.path.read_bytes() == header + data[:size]
+    assert found.digest == Spool.digest_of(found.path)
