@@ -23,6 +23,7 @@ from pynetdicom import pdu_primitives
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
+from pynetdicom.pdu_primitives import A_P_ABORT
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.admission import Admission, Caller
@@ -238,6 +239,9 @@ class Provider(DULServiceProvider):
             super().run_reactor()
         except InvalidEventError as error:  # we had something to say and the peer had broken off
             log.debug("said too late", reason=str(error))
+        except Exception as error:  # whatever a hostile PDU makes the state machine raise is its sender's fault
+            self._door.turned_away(self.guest.caller, f"a PDU that cannot be understood ({type(error).__name__})")
+            self.to_user_queue.put(A_P_ABORT())
         finally:
             self.socket.close()
             if self.messages is not None and self.messages.abandon():

@@ -221,6 +221,9 @@ def _caller(request: bytes, host: str, secure: bool) -> Caller:
         pdu.decode(request)
         primitive = pdu.to_primitive()
         calling, called = str(primitive.calling_ae_title), str(primitive.called_ae_title)
+        for context in primitive.presentation_context_definition_list:
+            if context.abstract_syntax is None or not context.transfer_syntax:
+                raise ValueError("a presentation context without syntaxes")  # pynetdicom finds it too late
     except Exception as error:  # whatever a hostile request makes the parser raise is its sender's fault
         raise CutOff(f"an association request that cannot be understood ({type(error).__name__})") from error
     return Caller(_shown(calling), _shown(called), host, secure)

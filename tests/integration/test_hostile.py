@@ -37,6 +37,7 @@ from tests.hostile import (
     event_report,
     image,
     in_fragments,
+    item,
 )
 from tests.support import eventually
 
@@ -119,8 +120,10 @@ def test_one_byte_at_a_time(node: Besieged) -> None:
         (bytes.fromhex("050000000004") + bytes(4), "a PDU of type 0x05"),
         (associate_rq(tuple((i, CT, (EXPLICIT,)) for i in range(200))), "an association request that cannot"),
         (associate_rq()[:74] + b"\x10\0\xff\xff" + associate_rq()[78:], "an association request that cannot"),
+        (associate_rq().replace(item(0x30, CT), item(0x40, CT), 1), "an association request that cannot"),
+        (associate_rq(((1, CT, ()),)), "an association request that cannot"),
     ],
-    ids=["4 GiB", "250 KB", "unknown type", "HTTP", "data", "release", "200 odd contexts", "item overflow"],
+    ids=["4 GiB", "250 KB", "no type", "HTTP", "data", "release", "200 contexts", "overflow", "no class", "no syntax"],
 )
 def test_something_else_than_an_association_request(node: Besieged, said: bytes, reason: str) -> None:
     with node.peer() as peer:
@@ -248,6 +251,12 @@ def test_an_object_that_stops_halfway(node: Besieged) -> None:
         peer.associated().say(p_data(1, command(), command=True) + p_data(1, bytes(1000), command=False, last=False))
         assert peer.ended()[1] < 6
     counted(node, "the connection ended within an object")
+
+
+@pytest.mark.parametrize("end", ["0000 61 00", "0000 02 ff", "0000 00 00"], ids=["source", "reason", "well-formed"])
+def test_an_abort_that_means_nothing_is_one_all_the_same(node: Besieged, end: str) -> None:
+    with node.peer() as peer:
+        assert peer.associated().say(bytes.fromhex(f"0700 00000004 {end}")).ended()[1] < 2
 
 
 def test_a_64_mb_pdu_is_not_read(node: Besieged) -> None:
