@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,8 +63,9 @@ def admit(calling_ae: str, called_ae: str, host: str, settings: Settings, *, sec
             f'in [[peers]] {namesakes[0].name!r}: host = "{host}"',
             _CALLING_NOT_RECOGNIZED,
         )
-    line = f'[[peers]] name = "{calling.lower()}", ae_title = "{calling}", host = "{host}", may = ["push"]'
-    return Admission(None, f"calling AE {calling!r} is unknown", line, _CALLING_NOT_RECOGNIZED)
+    named = {"name": calling.lower(), "ae_title": calling, "host": host}
+    lines = ["[[peers]]", *(f"{key} = {json.dumps(value)}" for key, value in named.items()), 'may = ["push"]']
+    return Admission(None, f"calling AE {calling!r} is unknown", "\n".join(lines), _CALLING_NOT_RECOGNIZED)
 
 
 def _in_plain(peer: Peer, settings: Settings) -> Admission:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from dicom_node import __version__
 from dicom_node.errors import NodeError
@@ -65,7 +66,7 @@ def explained(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except NodeError as error:
-            complaints.print(f"[red]{error}[/red]", highlight=False, soft_wrap=True)
+            complaints.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
     return run
@@ -123,11 +124,12 @@ def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
     from dicom_node import notify
     from dicom_node.logs import configure
-    from dicom_node.supervise import supervised
+    from dicom_node.supervise import await_ports, supervised
 
     configure()
-    stop = _until_told()
-    node = supervised(settings(), _State.config)
+    stop, wanted = _until_told(), settings()
+    await_ports(wanted)
+    node = supervised(wanted, _State.config)
     node.start()
     notify.ready()
     try:
@@ -225,10 +227,13 @@ def send(
     from rich.progress import track
 
     from dicom_node.call import Caller
+    from dicom_node.errors import Quarantine
     from dicom_node.send import store
 
     wanted = settings()
     to = wanted.peer(peer)
+    if not path.exists():
+        raise Quarantine(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     with Caller(wanted) as caller:
         for file in track(files, description=f"Sending to {peer}", console=console):
@@ -276,10 +281,12 @@ def rejections() -> None:
     """Who knocked and was turned away, when and how often, why, and the line that would admit them."""
     from dicom_node.ledger import Ledger
     from dicom_node.rejections import rejections as found
-    from dicom_node.status import turned_away
+    from dicom_node.status import to_paste, turned_away
 
     wanted = settings()
-    console.print(turned_away(found(Ledger(wanted.ledger_url), wanted)))
+    knocked = list(found(Ledger(wanted.ledger_url), wanted))
+    console.print(turned_away(knocked))
+    console.print(to_paste(knocked), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from dicom_node.report import encode
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
+from labeler.dicom import instance_number
 from labeler.slices import Source
 from labeler.sr import ReportedLabels, read_report
 from labeler.vocabulary import vocabulary
@@ -111,7 +112,7 @@ def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: st
     sources: list[Source] = []
     for sop_class, uid in said.images:
         header = dcmread(paths[uid], stop_before_pixels=True, specific_tags=["InstanceNumber", "NumberOfFrames"])
-        number = int(header.get("InstanceNumber") or 0) or None
+        number = instance_number(header)
         frames: list[int | None] = [None]
         if (uid, None) not in said.seen and int(header.get("NumberOfFrames") or 1) > 1:
             frames = list(range(1, int(header.NumberOfFrames) + 1))

@@ -87,8 +87,27 @@ def _when(seconds: float) -> str:
 def turned_away(found: Iterable[Rejection]) -> Table:
     """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
-    rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, r.remedy) for r in found)
+    rows = (
+        (
+            r.calling_ae,
+            r.called_ae,
+            r.host,
+            r.count,
+            _time(r.last_at),
+            r.reason,
+            _LINES if "\n" in r.remedy else r.remedy,
+        )
+        for r in found
+    )
     return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
+
+
+_LINES = "the lines below, in the settings"
+
+
+def to_paste(found: Iterable[Rejection]) -> str:
+    """The lines of TOML that would admit who is unknown."""
+    return "\n\n".join(dict.fromkeys(r.remedy for r in found if "\n" in r.remedy))
 
 
 def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:

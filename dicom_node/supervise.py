@@ -7,6 +7,7 @@ ends, however it ends, its processes end with it.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -236,6 +237,33 @@ def die_with_parent() -> None:
     """Run in a child before its program: it is killed when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def await_ports(settings: Settings, patience: float = 10.0) -> None:
+    """Wait a moment for ports that a node which has just ended still holds.
+
+    Raises:
+        ConfigurationError: one is taken.
+    """
+    deadline = time.monotonic() + patience
+    for port in (settings.port, settings.tls.port if settings.tls else 0):
+        while (trouble := _trouble_at(settings.bind, port)) is not None:
+            if trouble.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                told = (
+                    "is another `dicom-node up` running?" if trouble.errno == errno.EADDRINUSE else "see bind and port"
+                )
+                raise ConfigurationError(f"{settings.bind}:{port}: {trouble.strerror}; {told}")
+            time.sleep(0.2)
+
+
+def _trouble_at(host: str, port: int) -> OSError | None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None
 
 
 def supervised(settings: Settings, config: Path | None, output: IO[bytes] | None = None) -> Supervisor:

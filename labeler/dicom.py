@@ -148,11 +148,16 @@ def _values(value: object) -> Sequence[object]:
     return (value,) if isinstance(value, str) else tuple(cast(Iterable[object], value))
 
 
-def _source(dataset: Dataset, frame: int | None = None) -> Source:
+def instance_number(dataset: Dataset) -> int | None:
+    """Instance Number (0020,0013), which some scanners begin at 0; None where there is none that can be read."""
     try:
-        number = int(dataset.get("InstanceNumber") or 0) or None
-    except (TypeError, ValueError):
-        number = None
+        return int(dataset.InstanceNumber)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _source(dataset: Dataset, frame: int | None = None) -> Source:
+    number = instance_number(dataset)
     return Source(
         0,
         str(dataset.get("SOPInstanceUID", "")) or None,

@@ -52,7 +52,8 @@ class Source:
     @property
     def shown_number(self) -> int:
         """What a person calls this image: the frame, the Instance Number, or the place in the series."""
-        return self.frame or self.number or self.index + 1
+        named = self.frame if self.frame is not None else self.number
+        return self.index + 1 if named is None else named
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -169,6 +170,23 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def test_a_port_that_is_taken_is_told_and_not_fought_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("dicom-node", "-c", a_config(tmp_path, port), "up", folder=tmp_path, check=False)
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: Address already in use; is another `dicom-node up` running?" in done.stderr
+    assert processes_below(tmp_path) == []
+
+
+def test_messages_show_their_brackets(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    done = run("dicom-node", "-c", config, "send", "nobody", tmp_path, folder=tmp_path, check=False)
+    assert "Add a [[peers]] table" in done.stderr
+    done = run("dicom-node", "-c", config, "send", "pacs", tmp_path / "nothing", folder=tmp_path, check=False)
+    assert "no such file or folder" in done.stderr
 
 
 def test_config_check_echoes_the_peers(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Nobody unknown gets in, and the refusal says what would admit."""
 
+import tomllib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +74,9 @@ def test_a_full_house_is_a_passing_reason():
     assert crowded(peer, "h", ["h", "h"], settings).reason == "associations_per_host = 2 is reached"
     full = crowded(peer, "h", ["a", "b", "c"], settings)
     assert (full.peer, full.reason, full.codes) == (None, "associations = 3 is reached", (2, 3, 2))
+
+
+def test_the_lines_that_would_admit_a_stranger_are_settings_as_they_stand():
+    lines = admit('MR "2"', "ANATOMY", "10.0.0.9", SETTINGS).remedy
+    (peer,) = tomllib.loads(lines)["peers"]
+    assert peer == {"name": 'mr "2"', "ae_title": 'MR "2"', "host": "10.0.0.9", "may": ["push"]}

@@ -10,8 +10,8 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
-from labeler.dicom import read_dicom
-from labeler.slices import Skip
+from labeler.dicom import instance_number, read_dicom
+from labeler.slices import Skip, Source
 from tests.factories import a_series, changed, saved
 
 
@@ -121,3 +121,10 @@ def test_flipped_bytes_never_crash_the_reader(tmp_path: Path, data: st.DataObjec
     path.write_bytes(raw[: data.draw(st.integers(200, len(raw)))])
     for series in read_dicom([path], 160):
         assert len(series.planes) + len(series.skipped) >= 1
+
+
+@pytest.mark.parametrize(("number", "shown"), [(0, 0), (7, 7), (None, 4)])
+def test_an_image_is_called_as_its_scanner_counts(number: int | None, shown: int):
+    dataset = Dataset()
+    dataset.InstanceNumber = number
+    assert Source(3, number=instance_number(dataset)).shown_number == shown
