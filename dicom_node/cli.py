@@ -278,7 +278,7 @@ def discrepancies(
 @app.command()
 @explained
 def rejections() -> None:
-    """Who knocked and was turned away, when and how often, why, and the line that would admit them."""
+    """Who knocked and was turned away, when and how often, why, and the lines that would admit them."""
     from dicom_node.ledger import Ledger
     from dicom_node.rejections import rejections as found
     from dicom_node.status import to_paste, turned_away

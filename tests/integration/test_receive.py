@@ -399,7 +399,7 @@ def test_what_would_admit_a_stranger_is_shown(receiver: Receiver, ledger: Ledger
     associated(receiver, "[red]US1")
     (told,) = rejections(ledger, settings)
     assert (told.calling_ae, told.count) == ("[red]US1", 2)
-    assert 'ae_title = "[red]US1", host = "127.0.0.1"' in told.remedy
+    assert 'ae_title = "[red]US1"\nhost = "127.0.0.1"' in told.remedy
     admitted = settings.model_copy(update={"peers": (Peer(name="us1", ae_title="[red]US1", host="127.0.0.1"),)})
     assert next(rejections(ledger, admitted)).remedy == ""
 

@@ -41,7 +41,7 @@ def test_known_peers_come_in(calling, host, peer):
         ("CT1", "WRONG", "10.1.0.1", (1, 1, 7), "set the called AE title at 'CT1' to 'ANATOMY'"),
         ("CT1", "anatomy", "10.1.0.1", (1, 1, 7), "ae_title"),
         ("CT1", "ANATOMY", "10.9.0.1", (1, 1, 3), 'host = "10.9.0.1"'),
-        ("US1", "ANATOMY", "10.1.0.1", (1, 1, 3), 'ae_title = "US1", host = "10.1.0.1", may = ["push"]'),
+        ("US1", "ANATOMY", "10.1.0.1", (1, 1, 3), 'ae_title = "US1"\nhost = "10.1.0.1"\nmay = ["push"]'),
     ],
 )
 def test_everybody_else_is_told_why_and_what_would_admit(calling, called, host, codes, remedy):
