@@ -49,18 +49,23 @@ class Identity:
     patient_key: str
 
 
-def identify(data_set: bytes | memoryview | BinaryIO, transfer_syntax: str) -> Identity:
+def identify(data_set: bytes | memoryview | BinaryIO, transfer_syntax: str, *, whole: bool = True) -> Identity:
     """Read the identifying attributes of an encoded data set; nothing behind Series Instance UID is touched.
 
     Time and memory are bounded whatever the bytes are: sequences are passed over without being built.
 
+    Args:
+        whole: False for the beginning of a data set, which tells what the whole would tell, or nothing.
     Raises:
         NotUnderstood: no Study, Series or SOP Instance UID can be read.
     """
     stream = BytesIO(data_set) if isinstance(data_set, bytes | memoryview) else data_set
     if transfer_syntax == DeflatedExplicitVRLittleEndian:
         stream = BytesIO(_inflated(stream))
-    return _identity(dict(_elements(stream, _is_little_endian(transfer_syntax))))
+    found = dict(_elements(stream, _is_little_endian(transfer_syntax)))
+    if not whole and not stream.read(1):
+        raise NotUnderstood("the beginning of a data set that goes on before Series Instance UID is passed")
+    return _identity(found)
 
 
 @lru_cache(maxsize=128)
@@ -112,12 +117,8 @@ def _elements(stream: BinaryIO, little: bool) -> Iterator[tuple[int, bytes]]:
                 foreign = depth
         elif depth == 0 and tag in _WANTED:
             value = stream.read(min(length, _VALUE_BYTES))
-            if len(value) < min(length, _VALUE_BYTES):
-                return  # it breaks off within the value
             stream.seek(length - len(value), SEEK_CUR)
             yield tag, value
-            if tag == _SERIES:
-                return
         elif length != _UNDEFINED:
             stream.seek(length, SEEK_CUR)
     raise NotUnderstood(f"more than {_HEAD_ELEMENTS} elements before Series Instance UID")

@@ -140,7 +140,7 @@ def _header(announced: Announced, sender: Sender, peer: Peer) -> bytes:
 def _identity(part: Part, transfer_syntax: str) -> Identity:
     """Read from the data set's first bytes, or from the disk where those do not tell."""
     try:
-        return identify(part.head, transfer_syntax)
+        return identify(part.head, transfer_syntax, whole=False)
     except NotUnderstood:
         with part.data_set() as data_set:
             return identify(data_set, transfer_syntax)

@@ -23,14 +23,13 @@ from pynetdicom import pdu_primitives
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import InvalidEventError
-from pynetdicom.pdu_primitives import A_P_ABORT
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.admission import Admission, Caller
 from dicom_node.errors import CutOff
 from dicom_node.messages import Begin, Messages
 from dicom_node.settings import Peer
-from dicom_node.wire import HEADER, LONGEST_PDU, P_DATA, fragments, pdu_length
+from dicom_node.wire import ABORT, HEADER, LONGEST_PDU, P_DATA, fragments, pdu_length
 
 log = structlog.get_logger("provider")
 
@@ -239,9 +238,6 @@ class Provider(DULServiceProvider):
             super().run_reactor()
         except InvalidEventError as error:  # we had something to say and the peer had broken off
             log.debug("said too late", reason=str(error))
-        except Exception as error:  # whatever a hostile PDU makes the state machine raise is its sender's fault
-            self._door.turned_away(self.guest.caller, f"a PDU that cannot be understood ({type(error).__name__})")
-            self.to_user_queue.put(A_P_ABORT())
         finally:
             self.socket.close()
             if self.messages is not None and self.messages.abandon():
@@ -281,6 +277,12 @@ class Provider(DULServiceProvider):
         kind, length = found
         if not self.socket.has(HEADER.size + length):
             raise ConnectionResetError("closed within a PDU")
+        if (
+            kind == ABORT
+        ):  # the end, whatever its source and reason are; pynetdicom stumbles over those it does not know
+            self.socket.forget()
+            self.socket.close()
+            return False
         if kind != P_DATA or self.messages is None or self.state_machine.current_state != _ESTABLISHED:
             super()._read_pdu_data()
             return False

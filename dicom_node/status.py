@@ -87,18 +87,8 @@ def _when(seconds: float) -> str:
 def turned_away(found: Iterable[Rejection]) -> Table:
     """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
-    rows = (
-        (
-            r.calling_ae,
-            r.called_ae,
-            r.host,
-            r.count,
-            _time(r.last_at),
-            r.reason,
-            _LINES if "\n" in r.remedy else r.remedy,
-        )
-        for r in found
-    )
+    cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
+    rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, cure) for r, cure in cells)
     return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
 
 

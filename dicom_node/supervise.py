@@ -248,10 +248,9 @@ def await_ports(settings: Settings, patience: float = 10.0) -> None:
     deadline = time.monotonic() + patience
     for port in (settings.port, settings.tls.port if settings.tls else 0):
         while (trouble := _trouble_at(settings.bind, port)) is not None:
-            if trouble.errno != errno.EADDRINUSE or time.monotonic() > deadline:
-                told = (
-                    "is another `dicom-node up` running?" if trouble.errno == errno.EADDRINUSE else "see bind and port"
-                )
+            taken = trouble.errno == errno.EADDRINUSE
+            if not taken or time.monotonic() > deadline:
+                told = "is another `dicom-node up` running?" if taken else "see bind and port in the settings"
                 raise ConfigurationError(f"{settings.bind}:{port}: {trouble.strerror}; {told}")
             time.sleep(0.2)
 

@@ -257,6 +257,7 @@ def test_an_object_that_stops_halfway(node: Besieged) -> None:
 def test_an_abort_that_means_nothing_is_one_all_the_same(node: Besieged, end: str) -> None:
     with node.peer() as peer:
         assert peer.associated().say(bytes.fromhex(f"0700 00000004 {end}")).ended()[1] < 2
+    assert "Traceback" not in (node.folder / "receive.log").read_text(errors="replace")
 
 
 def test_a_64_mb_pdu_is_not_read(node: Besieged) -> None:
