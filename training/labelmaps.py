@@ -139,9 +139,21 @@ def _icrp(
     shows = {index: labels for index, (_, labels) in names.items()}
     ids, tissues, shows = _split_lower_leg(ids, names, tissues, shows)
     arms = tuple(index for index, (text, _) in names.items() if any(word in text for word in _ARMS))
-    legs = tuple(index for index, (text, _) in names.items() if any(word in text for word in _LEGS))
+    split = tuple(index for index in shows if index not in names)
+    legs = split + tuple(index for index, (text, _) in names.items() if any(word in text for word in _LEGS))
     stations = _icrp_stations(ids, mm, shows, arms, legs, vocabulary())
-    return _body(name, ids, stations, mm, tissues, shows, ("CT", "MR"), device, limbs=(arms,), field=(140.0, 520.0))
+    limb = torch.from_numpy(_single_limbs(ids, stations, arms, legs)).to(device)
+    more = {"limbs": (arms,), "limb": limb, "field": (100.0, 520.0)}
+    return _body(name, ids, stations, mm, tissues, shows, ("CT", "MR"), device, **more)
+
+
+def _single_limbs(ids: Ids, stations: Bits, arms: tuple[int, ...], legs: tuple[int, ...]) -> Ids:
+    """1, 2 the arms, 3, 4 the legs, each from where it is clear of the trunk; 0 elsewhere."""
+    clear = ("upper_limb", "hand", "thigh", "knee", "lower_leg", "foot")
+    bits = sum(1 << vocabulary().index(station) for station in clear)
+    side = (np.arange(ids.shape[0]) >= ids.shape[0] / 2).astype(np.uint8)[:, None, None]
+    limb = np.where(np.isin(ids, arms), 1 + side, np.where(np.isin(ids, legs), 3 + side, 0))
+    return np.where(stations & bits, limb, 0).astype(np.uint8)
 
 
 def _tissue_of(text: str) -> Tissue:

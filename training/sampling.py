@@ -56,19 +56,28 @@ class Drawn:
     is_ct: Tensor
     mirror: Tensor
     ruler: Tensor
+    close: Tensor
     shown: list[Shown]
 
-    def blocks(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.values, self.is_ct, self.mirror, self.ruler
+    def blocks(self) -> tuple[Tensor, ...]:
+        return self.values, self.is_ct, self.mirror, self.ruler, self.close
 
     def to(self, device: torch.device) -> Drawn:
-        values, is_ct, mirror, ruler = (block.to(device) for block in self.blocks())
-        return Drawn(values, is_ct, mirror, ruler, self.shown)
+        return Drawn(*(block.to(device) for block in self.blocks()), self.shown)
 
     def joined(self, other: Drawn) -> Drawn:
         pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)
-        values, is_ct, mirror, ruler = (torch.cat(pair) for pair in pairs)
-        return Drawn(values, is_ct, mirror, ruler, [*self.shown, *other.shown])
+        return Drawn(*(torch.cat(pair) for pair in pairs), [*self.shown, *other.shown])
+
+
+def close_up(image: Shown) -> Shown:
+    """What is still known of an image when only a part of it is shown: what it lacks, and its station if it has one."""
+    states = image.states.copy()
+    present = states == PRESENT
+    stations = np.array([label.kind == "station" for label in vocabulary().labels])
+    sure = stations if (present & stations).sum() == 1 else np.zeros_like(stations)
+    states[present & ~sure] = UNKNOWN
+    return Shown(image.modality, image.plane, states)
 
 
 def sampling_weights(stacks: Sequence[LabelledStack], states: States, is_ct: np.ndarray, ct_share: float) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from labeler.model import pick_device
 from training.config import Config
 from training.corpus import LabelledStack, check_split, read_anatomy
 from training.hospital import read_hospital
@@ -35,4 +36,4 @@ def read_stacks(config: Config) -> list[LabelledStack]:
 def read_label_maps(config: Config) -> list[Body]:
     """Bodies for synthesis; none where the configuration does not want any."""
     wanted = config.data.labelmaps and config.data.synthetic_share
-    return read_bodies(Path(config.data.labelmaps)) if wanted else []
+    return read_bodies(Path(config.data.labelmaps), pick_device(config.train.device)) if wanted else []

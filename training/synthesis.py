@@ -52,6 +52,7 @@ class Body:
         modalities: what the map can be painted as.
         places: where planes may be centred.
         limbs: groups of ids that may be left out together (arms beside the trunk).
+        limb: uint8 (x, y, z), a number per limb that scanners show alone, 0 elsewhere; None where there are none.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Body:
     #: For every id that shows a label, some voxels of it, (k, 3).
     places: dict[int, Tensor]
     limbs: tuple[tuple[int, ...], ...] = ()
+    limb: Tensor | None = None
     #: Smallest and largest field of view, mm.
     field: tuple[float, float] = (130.0, 480.0)
 
@@ -83,6 +85,8 @@ class SynthesisConfig:
     framed_by_body: float = 0.6
     #: Share of pictures without the limbs that lie beside the trunk.
     without_limbs: float = 0.6
+    #: Share of pictures of a limb that show it alone, as limbs are scanned.
+    limb_alone: float = 0.5
     #: Pixels that a label needs to be present; with fewer it is unknown.
     enough: int = 20
     #: Share of the body's pixels that a station needs; with a fifth of that it is unknown.
@@ -106,17 +110,16 @@ def synthesise(
     device = body.ids.device
     names = [PLANES[i] for i in _integers((count,), len(PLANES), random, device).tolist()]
     centre = _centres(body, count, random)
-    hidden = _hidden(body, centre, config, random)
-    frame = _framed(body, names, centre, hidden, config, random)
+    sight = _Sight(_hidden(body, centre, config, random), _alone(body, centre, config, random))
+    frame = _framed(body, names, centre, sight, config, random)
     points = _points(body, names, frame, spec.canvas, config, random)
-    nearest = _visible(body, points, hidden)
+    nearest = _visible(body, points.round().long(), sight)
     is_ct = torch.tensor(
         [body.modalities[i] == "CT" for i in _integers((count,), len(body.modalities), random, device).tolist()],
         device=device,
     )
     brightness = torch.where(is_ct[:, None], _ct_paint(body, count, random), _mr_paint(body, count, random))
-    brightness = torch.where(hidden, brightness[:, :1], brightness)
-    values = _painted(body, points, brightness)
+    values = _painted(body, points, sight, brightness)
     low, high = torch.where(is_ct, HU_RANGE[0], 0.0), torch.where(is_ct, HU_RANGE[1], 1.0)
     values = torch.maximum(torch.minimum(values, high.view(-1, 1, 1)), low.view(-1, 1, 1))
     stations = _at(body.stations, points.round().long())
@@ -127,6 +130,14 @@ def synthesise(
         for ct, name, row in zip(is_ct.tolist(), names, states.cpu().numpy(), strict=True)
     ]
     return Synthetic(values, is_ct, ruler, shown)
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What the pictures leave out: bool (n, ids), and the only limb that is shown (n,), 0 where all are."""
+
+    hidden: Tensor
+    alone: Tensor
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ def _framed(
     body: Body,
     names: Sequence[PlaneName],
     centre: Tensor,
-    hidden: Tensor,
+    sight: _Sight,
     config: SynthesisConfig,
     random: Generator,
 ) -> _Frame:
@@ -156,7 +167,7 @@ def _framed(
     low, high = body.field
     close = torch.exp(_uniform((n,), math.log(low), math.log(high), random, device))
     wide = _Frame(centre, torch.full((n,), 1.3 * high, device=device), columns, rows)
-    seen = _visible(body, _points(body, names, wide, 48, None, random), hidden) > 0
+    seen = _visible(body, _points(body, names, wide, 48, None, random).round().long(), sight) > 0
     middle, extent = _extent(seen)
     mm = torch.tensor(body.mm, device=device)
     step = (columns * middle[:, 1:] + rows * middle[:, :1]) * wide.field[:, None] / mm
@@ -205,10 +216,14 @@ def _points(
     return frame.centre.view(n, 1, 1, 3) + offset / torch.tensor(body.mm, device=device)
 
 
-def _visible(body: Body, points: Tensor, hidden: Tensor) -> Tensor:
-    """Ids (n, side, side) at the nearest voxels; hidden ones are air."""
-    ids = _at(body.ids, points.round().long())
-    return torch.where(hidden.gather(1, ids.flatten(1)).view_as(ids), 0, ids)
+def _visible(body: Body, index: Tensor, sight: _Sight) -> Tensor:
+    """Ids (n, side, side) at integer voxel coordinates; what is left out is air."""
+    ids = _at(body.ids, index)
+    out = sight.hidden.gather(1, ids.flatten(1)).view_as(ids)
+    if body.limb is not None:
+        alone = sight.alone.view(-1, 1, 1)
+        out |= (alone > 0) & (_at(body.limb, index) != alone)
+    return torch.where(out, 0, ids)
 
 
 def _tilted(columns: Tensor, rows: Tensor, config: SynthesisConfig, random: Generator) -> tuple[Tensor, Tensor]:
@@ -251,6 +266,14 @@ def _hidden(body: Body, centre: Tensor, config: SynthesisConfig, random: Generat
     return hidden
 
 
+def _alone(body: Body, centre: Tensor, config: SynthesisConfig, random: Generator) -> Tensor:
+    """(n,) the limb that a picture shows alone, 0 for none."""
+    if body.limb is None:
+        return torch.zeros(len(centre), dtype=torch.long, device=centre.device)
+    chosen = _uniform((len(centre),), 0, 1, random, centre.device) < config.limb_alone
+    return _at(body.limb, centre.long()) * chosen
+
+
 def _ct_paint(body: Body, count: int, random: Generator) -> Tensor:
     """HU (n, ids): each tissue's mean with its own spread, and now and then contrast medium shared by similar ones."""
     mean = torch.tensor([t.hu for t in body.tissues], device=body.ids.device)
@@ -273,7 +296,7 @@ def _mr_paint(body: Body, count: int, random: Generator) -> Tensor:
     return painted
 
 
-def _painted(body: Body, points: Tensor, brightness: Tensor) -> Tensor:
+def _painted(body: Body, points: Tensor, sight: _Sight, brightness: Tensor) -> Tensor:
     """Trilinear mixture of the eight neighbours' brightness: partial volume as a scanner averages it."""
     base = points.floor()
     share = points - base
@@ -282,7 +305,7 @@ def _painted(body: Body, points: Tensor, brightness: Tensor) -> Tensor:
     for bits in range(8):
         step = torch.tensor([bits & 1, bits >> 1 & 1, bits >> 2 & 1], device=points.device)
         weight = torch.where(step.bool(), share, 1 - share).prod(-1)
-        ids = _at(body.ids, corner + step)
+        ids = _visible(body, corner + step, sight)
         values += weight * brightness.gather(1, ids.flatten(1)).view_as(values)
     return values
 

@@ -14,6 +14,7 @@ import json
 import math
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +36,7 @@ from training.evaluate import Metrics, evaluate, uncalibrated
 from training.labelmaps import bodies_by_kind
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
 from training.plots import curves
-from training.sampling import Drawn, Planes, positive_weights
+from training.sampling import Drawn, Planes, close_up, positive_weights
 from training.start import save_checkpoint, starting_encoders
 from training.synthesis import Body, synthesise
 
@@ -56,6 +57,7 @@ class Trainer:
         train = list(of_split(stacks, "train"))
         self.val = list(of_split(stacks, "val"))
         self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
+        self.planes.values = self.planes.values.to(self.encoders.device)
         width = self.encoders.model.config.projection_dim if config.recipe.classifier else 0
         self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights), directions=width)
         self.criterion.to(self.encoders.device)
@@ -69,15 +71,17 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        decayed: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+        settings, stem = self.config.train, self.encoders.model.vision_model.embeddings.patch_embedding
+        gentle = {id(parameter) for parameter in stem.parameters()}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
         for parameter in (*self.encoders.model.parameters(), *self.criterion.parameters()):
-            (decayed if parameter.ndim > 1 else free).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": self.config.train.weight_decay},
-            {"params": free, "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.config.train.learning_rate, betas=(0.9, 0.98))
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups[decay, settings.stem_rate if id(parameter) in gentle else 1.0].append(parameter)
+        return torch.optim.AdamW(
+            [{"params": p, "weight_decay": decay, "rate": rate} for (decay, rate), p in groups.items()],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+        )
 
     def fit(self) -> Metrics:
         """Train to the last step; returns the metrics of the best averaged weights."""
@@ -107,11 +111,11 @@ class Trainer:
     def _one_step(self) -> dict[str, float]:
         config, model, device = self.config, self.encoders.model.train(), self.encoders.device
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
+            group["lr"] = group["rate"] * learning_rate(self.step, config)
         drawn = self._drawn().to(device)
         augment = config.augment if config.recipe.image_augmentation else None
         seen, still_ct = pictures(
-            drawn.values, drawn.is_ct, drawn.mirror, drawn.ruler, config.preprocess, augment, self.generator
+            drawn.values, drawn.is_ct, drawn.mirror, drawn.ruler, config.preprocess, augment, self.generator, drawn.close
         )
         batch = [
             image if image.modality == "MR" or ct else Shown("MR", image.plane, image.states)
@@ -133,15 +137,22 @@ class Trainer:
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + self.step)
         painted = round(settings.batch * self.config.data.synthetic_share) if self.kinds else 0
         chosen = torch.multinomial(planes.weights, settings.batch - painted, replacement=True, generator=random)
-        blocks = (planes.values[chosen].float(), planes.is_ct[chosen], planes.mirror[chosen], planes.ruler[chosen])
-        real = Drawn(*blocks, [planes.shown[i] for i in chosen.tolist()])
+        share = self.config.augment.close_up if self.config.recipe.image_augmentation else 0.0
+        close = torch.rand(len(chosen), generator=random) < share
+        values = planes.values[chosen.to(planes.values.device)].float()
+        shown = [
+            close_up(planes.shown[i]) if cut else planes.shown[i]
+            for i, cut in zip(chosen.tolist(), close.tolist(), strict=True)
+        ]
+        real = Drawn(values, planes.is_ct[chosen], planes.mirror[chosen], planes.ruler[chosen], close, shown)
         if not painted:
             return real
         shares = torch.tensor([share for share, _ in self.kinds])
         _, members = self.kinds[int(torch.multinomial(shares, 1, generator=random))]
         body = members[int(torch.randint(len(members), (1,), generator=random))]
         made = synthesise(body, painted, self.words, self.config.preprocess, self.config.synthesis, self.generator)
-        return real.joined(Drawn(made.values, made.is_ct, torch.zeros_like(made.is_ct), made.ruler, made.shown))
+        never = torch.zeros_like(made.is_ct)
+        return real.joined(Drawn(made.values, made.is_ct, never, made.ruler, never, made.shown))
 
     def _loss(self, model: AnatomyCLIP, seen: Tensor, batch: list[Shown]) -> tuple[Tensor, dict[str, float]]:
         recipe, device = self.config.recipe, self.encoders.device
