@@ -81,6 +81,8 @@ class TrainConfig:
     evaluate_every: int = 500
     #: Stop after so many evaluations without a better one.
     patience: int = 8
+    #: Steps for which pictures of one label map are painted at once.
+    paint_ahead: int = 1
     #: Of the image encoder; weights stay float32. `auto` takes bfloat16 where the processor or GPU computes it itself;
     #: emulated it is 2.5 times slower than float32.
     precision: Literal["auto", "bfloat16", "float32"] = "auto"

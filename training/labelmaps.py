@@ -109,7 +109,7 @@ def _body(
         found = np.argwhere(ids == index)
         if len(found) and shows[index]:
             kept = found[random.choice(len(found), min(len(found), 500), replace=False)]
-            places[index] = torch.from_numpy(kept).to(device)
+            places[index] = torch.from_numpy(kept)
     return Body(
         name,
         torch.from_numpy(np.ascontiguousarray(ids)).to(device),

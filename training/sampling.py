@@ -47,6 +47,13 @@ class Planes:
             torch.from_numpy(sampling_weights(stacks, states, is_ct, ct_share)),
         )
 
+    def drawn(self, chosen: Tensor, close: Tensor) -> Drawn:
+        """The planes of these indices, those of `close` (bool) to be cut to a close-up."""
+        pairs = zip(chosen.tolist(), close.tolist(), strict=True)
+        shown = [close_up(self.shown[i]) if cut else self.shown[i] for i, cut in pairs]
+        values = self.values[chosen.to(self.values.device)].float()
+        return Drawn(values, self.is_ct[chosen], self.mirror[chosen], self.ruler[chosen], close, shown)
+
 
 @dataclass
 class Drawn:
@@ -64,6 +71,11 @@ class Drawn:
 
     def to(self, device: torch.device) -> Drawn:
         return Drawn(*(block.to(device) for block in self.blocks()), self.shown)
+
+    def split(self, count: int) -> tuple[Drawn, Drawn]:
+        """The first `count` and the rest."""
+        first, rest = zip(*(block.tensor_split([count]) for block in self.blocks()), strict=True)
+        return Drawn(*first, self.shown[:count]), Drawn(*rest, self.shown[count:])
 
     def joined(self, other: Drawn) -> Drawn:
         pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)

@@ -63,7 +63,7 @@ class Body:
     shows: Tensor
     carried: Tensor
     modalities: tuple[Modality, ...]
-    #: For every id that shows a label, some voxels of it, (k, 3).
+    #: For every id that shows a label, some voxels of it, (k, 3), on the CPU.
     places: dict[int, Tensor]
     limbs: tuple[tuple[int, ...], ...] = ()
     limb: Tensor | None = None
@@ -241,17 +241,17 @@ def _tilted(columns: Tensor, rows: Tensor, config: SynthesisConfig, random: Gene
 
 def _centres(body: Body, count: int, random: Generator) -> Tensor:
     """Places (n, 3) inside randomly chosen labels, so that rare structures are cut as often as large ones."""
-    seen = torch.zeros_like(body.carried)
-    for index in body.places:
-        seen |= body.shows[index] > 0
-    labels = torch.nonzero(seen).flatten()
-    chosen = labels[_integers((count,), len(labels), random, labels.device)]
+    shows = body.shows.bool().cpu()
+    members = [[index for index in body.places if shows[index, label]] for label in range(shows.shape[1])]
+    members = [ids for ids in members if ids]
+    # one draw for all: asking a GPU for single numbers costs more than the pictures
+    draws = torch.rand((count, 3), generator=random, device=body.ids.device).tolist()
     centres = []
-    for label in chosen.tolist():
-        ids = [index for index in body.places if body.shows[index, label]]
-        places = body.places[ids[int(_integers((1,), len(ids), random, labels.device))]]
-        centres.append(places[_integers((1,), len(places), random, places.device)][0])
-    return torch.stack(centres).float()
+    for label, index, place in draws:
+        ids = members[int(label * len(members))]
+        places = body.places[ids[int(index * len(ids))]]
+        centres.append(places[int(place * len(places))])
+    return torch.stack(centres).float().to(body.ids.device)
 
 
 def _hidden(body: Body, centre: Tensor, config: SynthesisConfig, random: Generator) -> Tensor:

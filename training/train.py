@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from labeler.model import AnatomyCLIP, Encoders
 from labeler.vocabulary import vocabulary
@@ -36,7 +37,7 @@ from training.evaluate import Metrics, evaluate, uncalibrated
 from training.labelmaps import bodies_by_kind
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
 from training.plots import curves
-from training.sampling import Drawn, Planes, close_up, positive_weights
+from training.sampling import Drawn, Planes, positive_weights
 from training.start import save_checkpoint, starting_encoders
 from training.synthesis import Body, synthesise
 
@@ -56,6 +57,10 @@ class Trainer:
         self.averaged: AnatomyCLIP = copy.deepcopy(self.encoders.model).eval()
         train = list(of_split(stacks, "train"))
         self.val = list(of_split(stacks, "val"))
+        both = [model.state_dict().values() for model in (self.averaged, self.encoders.model)]
+        pairs = list(zip(*both, strict=True))
+        self._floating = [list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()), strict=True)]
+        self._counting = [pair for pair in pairs if not pair[0].is_floating_point()]
         self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
         self.planes.values = self.planes.values.to(self.encoders.device)
         width = self.encoders.model.config.projection_dim if config.recipe.classifier else 0
@@ -67,6 +72,7 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.generator = torch.Generator(self.encoders.device).manual_seed(config.train.seed)
         self.random = Random(config.train.seed)
+        self._spare: Drawn | None = None
         self.step = 0
         self.history: list[dict[str, Any]] = []
 
@@ -81,6 +87,7 @@ class Trainer:
             [{"params": p, "weight_decay": decay, "rate": rate} for (decay, rate), p in groups.items()],
             lr=settings.learning_rate,
             betas=(0.9, 0.98),
+            fused=self.encoders.device.type == "cuda",
         )
 
     def fit(self) -> Metrics:
@@ -98,9 +105,14 @@ class Trainer:
             task = bar.add_task(self.config.name, total=settings.steps, completed=self.step, note="")
             while self.step < settings.steps and not self._stalled():
                 losses = self._one_step()
-                bar.update(task, advance=1, note=" ".join(f"{k} {v:.3f}" for k, v in losses.items()))
-                if self.step % settings.evaluate_every == 0 or self.step == settings.steps:
-                    self._evaluate(losses)
+                due = self.step % settings.evaluate_every == 0 or self.step == settings.steps
+                bar.update(task, advance=1)
+                # reading a number waits for the GPU
+                if due or self.step % 10 == 0:
+                    told = {name: loss.item() for name, loss in losses.items()}
+                    bar.update(task, note=" ".join(f"{k} {v:.3f}" for k, v in told.items()))
+                if due:
+                    self._evaluate(told)
         return Metrics(**max(self.history, key=score_of)["metrics"])
 
     def _stalled(self) -> bool:
@@ -108,7 +120,7 @@ class Trainer:
         best = max(range(len(self.history)), key=lambda i: score_of(self.history[i]), default=0)
         return len(self.history) - 1 - best >= self.config.train.patience
 
-    def _one_step(self) -> dict[str, float]:
+    def _one_step(self) -> dict[str, Tensor]:
         config, model, device = self.config, self.encoders.model.train(), self.encoders.device
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(self.step, config)
@@ -132,38 +144,40 @@ class Trainer:
         return parts
 
     def _drawn(self) -> Drawn:
-        """Canvases of this step: real ones by their weights, and some painted from one label map."""
+        """Canvases of this step: real ones by their weights, and some painted from label maps."""
         settings, planes = self.config.train, self.planes
         random = torch.Generator().manual_seed(settings.seed * 1_000_003 + self.step)
         painted = round(settings.batch * self.config.data.synthetic_share) if self.kinds else 0
         chosen = torch.multinomial(planes.weights, settings.batch - painted, replacement=True, generator=random)
         share = self.config.augment.close_up if self.config.recipe.image_augmentation else 0.0
         close = torch.rand(len(chosen), generator=random) < share
-        values = planes.values[chosen.to(planes.values.device)].float()
-        shown = [
-            close_up(planes.shown[i]) if cut else planes.shown[i]
-            for i, cut in zip(chosen.tolist(), close.tolist(), strict=True)
-        ]
-        real = Drawn(values, planes.is_ct[chosen], planes.mirror[chosen], planes.ruler[chosen], close, shown)
-        if not painted:
-            return real
-        shares = torch.tensor([share for share, _ in self.kinds])
-        _, members = self.kinds[int(torch.multinomial(shares, 1, generator=random))]
-        body = members[int(torch.randint(len(members), (1,), generator=random))]
-        made = synthesise(body, painted, self.words, self.config.preprocess, self.config.synthesis, self.generator)
-        never = torch.zeros_like(made.is_ct)
-        return real.joined(Drawn(made.values, made.is_ct, never, made.ruler, never, made.shown))
+        real = planes.drawn(chosen, close)
+        return real.joined(self._painted(painted, random)) if painted else real
 
-    def _loss(self, model: AnatomyCLIP, seen: Tensor, batch: list[Shown]) -> tuple[Tensor, dict[str, float]]:
+    def _painted(self, count: int, random: Generator) -> Drawn:
+        """Pictures of label maps; one body is painted for several steps at once, which a GPU does in the time of one."""
+        if self._spare is None or len(self._spare.shown) < count:
+            shares = torch.tensor([share for share, _ in self.kinds])
+            _, members = self.kinds[int(torch.multinomial(shares, 1, generator=random))]
+            body = members[int(torch.randint(len(members), (1,), generator=random))]
+            config, many = self.config, count * self.config.train.paint_ahead
+            made = synthesise(body, many, self.words, config.preprocess, config.synthesis, self.generator)
+            never = torch.zeros_like(made.is_ct)
+            fresh = Drawn(made.values, made.is_ct, never, made.ruler, never, made.shown)
+            self._spare = fresh if self._spare is None else self._spare.joined(fresh)
+        taken, self._spare = self._spare.split(count)
+        return taken
+
+    def _loss(self, model: AnatomyCLIP, seen: Tensor, batch: list[Shown]) -> tuple[Tensor, dict[str, Tensor]]:
         recipe, device = self.config.recipe, self.encoders.device
-        mean, spread = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in self._normalisation())
+        mean, spread = self._normalisation
         with self._precision():
             images = _unit(model.get_image_features((seen - mean) / spread))
         scale = model.logit_scale.exp()
         if recipe.classifier:
             states = torch.from_numpy(np.stack([image.states for image in batch])).to(device)
             loss = self.criterion.classified(images, states, scale)
-            return loss, {"labels": loss.item()}
+            return loss, {"labels": loss.detach()}
         told = [
             caption(image, self.words, self.random, stations=recipe.stations, augment=recipe.language_augmentation)
             for image in batch
@@ -175,22 +189,29 @@ class Trainer:
         else:
             match = torch.from_numpy(matches(batch, told)).to(device)
             contrastive = balanced_contrastive(images, texts[: len(told)], match, scale, recipe.balance)
-        parts = {"contrastive": contrastive.item()}
+        parts = {"contrastive": contrastive.detach()}
         if not asked:
             return contrastive, parts
         label = torch.tensor([sentence.labels[0] for sentence in asked], device=device)
         match = torch.from_numpy(matches(batch, asked, mismatch=UNKNOWN)).to(device)
         sigmoid = self.criterion(images, texts[len(told) :], label, match, scale)
-        return contrastive + recipe.label_sigmoid * sigmoid, {**parts, "labels": sigmoid.item()}
+        return contrastive + recipe.label_sigmoid * sigmoid, {**parts, "labels": sigmoid.detach()}
 
-    def _normalisation(self) -> tuple[list[float], list[float]]:
-        return self.encoders.processor.image_mean, self.encoders.processor.image_std
+    @cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        processor, device = self.encoders.processor, self.encoders.device
+        mean, spread = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
+        return mean.view(1, 3, 1, 1), spread.view(1, 3, 1, 1)
 
     def _embedded(self, model: AnatomyCLIP, sentences: list[Sentence]) -> Tensor:
-        tokens = self.encoders.tokenizer(
-            [s.text for s in sentences], padding=True, truncation=True, return_tensors="pt"
-        )
-        return _unit(model.get_text_features(**tokens.to(self.encoders.device)))
+        # the backend itself: what the tokenizer wraps around it takes longer than the tokens
+        tokenizer, device = self.encoders.tokenizer, self.encoders.device
+        backend = tokenizer.backend_tokenizer
+        backend.enable_truncation(tokenizer.model_max_length)
+        backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+        encoded = backend.encode_batch_fast([sentence.text for sentence in sentences])
+        ids, mask = (torch.tensor([getattr(e, part) for e in encoded]) for part in ("ids", "attention_mask"))
+        return _unit(model.get_text_features(input_ids=ids.to(device), attention_mask=mask.to(device)))
 
     def _precision(self) -> Any:
         wanted, device = self.config.train.precision, self.encoders.device
@@ -202,10 +223,9 @@ class Trainer:
     def _average(self) -> None:
         """Exponential average of the weights; the first steps count less of their past."""
         decay = min(self.config.train.average, (1 + self.step) / (10 + self.step))
-        for mine, theirs in zip(self.averaged.parameters(), self.encoders.model.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay)
-        for mine, theirs in zip(self.averaged.buffers(), self.encoders.model.buffers(), strict=True):
-            mine.copy_(theirs) if not mine.is_floating_point() else mine.lerp_(theirs, 1 - decay)
+        torch._foreach_lerp_(*self._floating, 1 - decay)
+        for mine, theirs in self._counting:
+            mine.copy_(theirs)
 
     def averaged_encoders(self) -> Encoders:
         return Encoders(self.averaged, self.encoders.tokenizer, self.encoders.processor, self.encoders.device)
