@@ -56,7 +56,7 @@ class Labeler:
         manifest = read_manifest(folder)
         verify(folder, manifest, words)
         calibration = Calibration(manifest.scale, manifest.bias)
-        scorer = Scorer(load_encoders(folder, device), words, calibration)
+        scorer = Scorer(load_encoders(folder, device).folded(), words, calibration)
         thresholds, doubt = per_label(manifest.thresholds, words), per_label(manifest.doubt, words)
         return cls(scorer, manifest.preprocess, thresholds, doubt, manifest.smoothing, info_of(manifest))
 

@@ -58,10 +58,10 @@ def pictures(
     is_ct: Tensor,
     mirror: Tensor,
     ruler: Tensor,
+    close: Tensor,
     spec: PreprocessSpec,
     config: AugmentConfig | None,
     random: Generator,
-    close: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Augmented pictures of a batch, and which of them still look like CT.
 
@@ -69,8 +69,8 @@ def pictures(
         values: (n, canvas, canvas), HU where `is_ct`, else 0..1.
         ruler: (n,) length of the ruler on the unmoved picture, pixels; 0 where the size is unknown.
         mirror: bool (n,), True where a left-right flip keeps every label true.
-        config: None leaves the pictures as serving would show them (up to resampling).
         close: bool (n,), True where the picture is cut to a close-up.
+        config: None leaves the pictures as serving would show them (up to resampling).
     Returns:
         float (n, 3, size, size) in 0..1, and bool (n,).
     """
@@ -80,8 +80,7 @@ def pictures(
         moved = F.interpolate(values[:, None], (spec.size, spec.size), mode="bilinear", antialias=True)[:, 0]
         return _with_ruler(_windows(moved, is_ct, spec, None, random), ruler, spec), is_ct
     zoom = _zoom(ruler.shape, config.zoom, random, values)
-    if close is not None:
-        zoom = torch.where(close, _zoom(ruler.shape, config.close_zoom, random, values), zoom)
+    zoom = torch.where(close, _zoom(ruler.shape, config.close_zoom, random, values), zoom)
     moved = _moved(values - empty.view(shape), mirror, zoom, spec.size, config, random) + empty.view(shape)
     moved = _coarsened(moved, config, random)
     sigma = _uniform(shape, 0, 1, random, values) ** 2

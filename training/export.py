@@ -30,7 +30,7 @@ from training.corpus import LabelledStack
 from training.evaluate import Metrics, stack_pictures
 from training.judge import Judged, judge
 from training.start import save_checkpoint
-from training.train import commit_of_code, score_of
+from training.train import LEARNT, commit_of_code
 
 #: What is tried along the stack on the held-out split: widths in mm, without and with the order of the body.
 SMOOTHINGS = [Smoothing(width, order) for order in (None, BodyOrder()) for width in (0.0, 3.0, 6.0, 9.0, 13.0)]
@@ -44,7 +44,7 @@ def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledSta
     held_out = [stack for stack in stacks if stack.split == "val"]
     checkpoint = run if is_bundle(run) else run / "best"
     encoders = load_encoders(checkpoint, config.train.device)
-    start = _learnt(checkpoint / "label_bias.json", encoders)
+    start = _learnt(checkpoint / LEARNT, encoders)
     scorer = Scorer(encoders, words, start)
     cosines = [scorer.cosines(stack_pictures(s, config.preprocess), s.modality, s.plane) for s in held_out]
     judged = {each: judge(held_out, cosines, start, each, words) for each in SMOOTHINGS}
@@ -57,11 +57,11 @@ def export(run: Path, bundle: Path, config: Config, stacks: Sequence[LabelledSta
     return judged[smoothing].metrics
 
 
-def _learnt(biases: Path, encoders: Encoders) -> Calibration | None:
+def _learnt(beside: Path, encoders: Encoders) -> Calibration | None:
     """What training learnt of each label; None for a bundle's weights, whose fit has seen the people who judge."""
-    if not biases.exists():
+    if not beside.exists():
         return None
-    bias = json.loads(biases.read_text())
+    bias = json.loads(beside.read_text())["bias"]
     return Calibration((encoders.logit_scale,) * len(bias), tuple(bias))
 
 
@@ -106,7 +106,6 @@ def training_facts(run: Path) -> dict[str, Any]:
     """Steps of the kept checkpoint and the commit that the run was started from."""
     if is_bundle(run):
         return {"steps": "No further", "commit": commit_of_code()}
-    history = json.loads((run / "metrics.json").read_text())
-    best = max(history, key=score_of)
+    learnt = json.loads((run / "best" / LEARNT).read_text())
     commit = run / "commit.txt"
-    return {"steps": best["step"], "commit": commit.read_text().strip() if commit.exists() else ""}
+    return {"steps": learnt["step"], "commit": commit.read_text().strip() if commit.exists() else ""}

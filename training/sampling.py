@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,34 +53,39 @@ class Planes:
         pairs = zip(chosen.tolist(), close.tolist(), strict=True)
         shown = [close_up(self.shown[i]) if cut else self.shown[i] for i, cut in pairs]
         values = self.values[chosen.to(self.values.device)].float()
-        return Drawn(values, self.is_ct[chosen], self.mirror[chosen], self.ruler[chosen], close, shown)
+        return Drawn(Canvases(values, self.is_ct[chosen], self.mirror[chosen], self.ruler[chosen], close), shown)
 
 
-@dataclass
-class Drawn:
-    """One batch before augmentation; fields as in `training.augment.pictures`."""
+class Canvases(NamedTuple):
+    """What `training.augment.pictures` makes pictures of, one entry an image."""
 
     values: Tensor
     is_ct: Tensor
     mirror: Tensor
     ruler: Tensor
     close: Tensor
+
+
+@dataclass
+class Drawn:
+    """One batch before augmentation."""
+
+    canvases: Canvases
     shown: list[Shown]
 
-    def blocks(self) -> tuple[Tensor, ...]:
-        return self.values, self.is_ct, self.mirror, self.ruler, self.close
-
     def to(self, device: torch.device) -> Drawn:
-        return Drawn(*(block.to(device) for block in self.blocks()), self.shown)
+        return Drawn(Canvases._make(block.to(device) for block in self.canvases), self.shown)
 
     def split(self, count: int) -> tuple[Drawn, Drawn]:
         """The first `count` and the rest."""
-        first, rest = zip(*(block.tensor_split([count]) for block in self.blocks()), strict=True)
-        return Drawn(*first, self.shown[:count]), Drawn(*rest, self.shown[count:])
+        first, rest = (
+            Canvases._make(block[part] for block in self.canvases) for part in (slice(count), slice(count, None))
+        )
+        return Drawn(first, self.shown[:count]), Drawn(rest, self.shown[count:])
 
     def joined(self, other: Drawn) -> Drawn:
-        pairs = zip(self.to(other.values.device).blocks(), other.blocks(), strict=True)
-        return Drawn(*(torch.cat(pair) for pair in pairs), [*self.shown, *other.shown])
+        pairs = zip(self.to(other.canvases.values.device).canvases, other.canvases, strict=True)
+        return Drawn(Canvases._make(torch.cat(pair) for pair in pairs), [*self.shown, *other.shown])
 
 
 def close_up(image: Shown) -> Shown:

