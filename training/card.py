@@ -12,12 +12,13 @@ from training.config import Config, ModelConfig
 from training.corpus import PRESENT, LabelledStack
 from training.evaluate import ENOUGH
 from training.judge import FOLDS, Judged
+from training.labelmaps import SOURCES
 from training.plots import failures, reliability_plot
 
 _TEXT = """# Model card: {name} {version}
 
-Labels the body stations and organs that a CT or MR slice shows. A CLIP ({origin}), trained contrastively on images and
-sentences after Kakkar et al., arXiv 2405.20735. Research use; **not for diagnosis**.
+Labels the body stations and organs that a CT or MR slice shows. A CLIP, trained contrastively on images and sentences after
+Kakkar et al., arXiv 2405.20735; {origin}. Research use; **not for diagnosis**.
 
 ## Intended use and limits
 Routing, hanging protocols, search and quality control of DICOM headers, with a person able to look. Not a detector of
@@ -121,7 +122,7 @@ def origin(model: ModelConfig) -> str:
     """Where the weights began, in words that mean something on another machine."""
     start = model.start
     if not start and model.stem_weights:
-        return f"stem {model.stem} with ImageNet weights (Apache-2.0), everything behind it from scratch"
+        return f"stem {model.stem} with weights that have seen ImageNet (Apache-2.0), the rest from scratch"
     if not start:
         return "convolutional stem and transformer, from scratch"
     if is_bundle(start):
@@ -142,7 +143,10 @@ def thin_labels(train: Sequence[LabelledStack]) -> list[str]:
 def _synthesis(config: Config) -> str:
     if not (config.data.labelmaps and config.data.synthetic_share):
         return ""
-    return f"{config.data.synthetic_share:.0%} of the pictures were painted from label maps with random contrast. "
+    maps = Path(config.data.labelmaps)
+    sources = [source for prefix, source in SOURCES.items() if any(maps.glob(f"{prefix}*.nii.gz"))]
+    share = f"{config.data.synthetic_share:.0%} of the pictures were painted from label maps with random contrast"
+    return f"{share} ({'; '.join(sources)}). " if sources else f"{share}. "
 
 
 def _label_table(labels: dict[str, dict[str, float]]) -> str:

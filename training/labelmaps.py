@@ -289,6 +289,13 @@ def _any_tissue(number: int) -> Tissue:
     return Tissue(40 + number % 7, 20, (0.02, 0.98))
 
 
+#: What a model card says of the maps that are used, by the beginning of their names.
+SOURCES = {
+    "icrp110": "reference phantoms of ICRP Publication 110, (c) ICRP, research use, not to be redistributed",
+    "oai_knee": "knee bones of the Osteoarthritis Initiative",
+    "synthseg_head": "heads of SynthSeg, Apache-2.0",
+}
+
 _Maker = Callable[[str, NDArray[Any], tuple[float, ...], Mapping[int, Any], torch.device], Body]
 _MAKERS: dict[str, _Maker] = {"icrp110": _icrp, "oai_knee": _knee, "synthseg_head": _head}
 _SHARES = (0.6, 0.25, 0.15)
