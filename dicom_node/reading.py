@@ -24,10 +24,10 @@ from labeler.sandbox import Sandbox
 from labeler.slices import Skip, Source
 
 if TYPE_CHECKING:
+    from labeler.calibration import Logits
     from labeler.label import Labeler, Score
     from labeler.preprocess import Pictures
     from labeler.prompts import Modality, PlaneName
-    from labeler.score import Logits
 
 T = TypeVar("T")
 

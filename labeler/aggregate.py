@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labeler.calibration import Logits, probabilities
 from labeler.order import CHAIN, BodyOrder, ordered
 from labeler.prompts import PlaneName
 from labeler.result import Finding
-from labeler.score import Logits, probabilities
 from labeler.vocabulary import Vocabulary
 
 Mask = NDArray[np.bool_]

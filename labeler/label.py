@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labeler.aggregate import Mask, Smoothing, decide, doubtful, findings
 from labeler.bundle import default_bundle, file_sha256, info_of, is_bundle, per_label, read_manifest, verify
+from labeler.calibration import Calibration, Logits
 from labeler.dicom import read_dicom
 from labeler.errors import InputError
 from labeler.model import Encoders, load_encoders
@@ -19,7 +20,7 @@ from labeler.nifti import read_nifti
 from labeler.preprocess import Pictures, PreprocessSpec, prepare
 from labeler.prompts import Modality, PlaneName
 from labeler.result import BundleInfo, SeriesLabels, SliceLabels
-from labeler.score import Calibration, Logits, Scorer
+from labeler.score import Scorer
 from labeler.slices import Series, Stack
 from labeler.vocabulary import Vocabulary, vocabulary
 

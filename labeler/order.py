@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.score import Logits, probabilities
+from labeler.calibration import Logits, probabilities
 
 Floats = NDArray[np.float64]
 

@@ -5,26 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from labeler.calibration import Calibration, Logits
 from labeler.model import Embeddings, Encoders
 from labeler.preprocess import Pictures
 from labeler.prompts import MODALITIES, PLANES, Modality, PlaneName, absent_prompts, label_prompts
 from labeler.vocabulary import Vocabulary
-
-Logits = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Per label, logit = scale * cosine + bias; fitted on held-out subjects: sigmoid(logit) is a probability."""
-
-    scale: tuple[float, ...]
-    bias: tuple[float, ...]
-
-    def logits(self, cosines: Logits) -> Logits:
-        """(n, labels) -> (n, labels)."""
-        return (cosines * np.asarray(self.scale, np.float32) + np.asarray(self.bias, np.float32)).astype(np.float32)
 
 
 @dataclass
@@ -71,9 +57,3 @@ def with_directions(scorer: Scorer, directions: Embeddings) -> Scorer:
     keys = ((modality, plane, True) for modality in MODALITIES for plane in PLANES)
     texts: dict[tuple[str, str, bool], Embeddings] = dict.fromkeys(keys, directions)
     return Scorer(scorer.encoders, scorer.words, scorer.calibration, texts)
-
-
-def probabilities(logits: Logits) -> NDArray[np.float32]:
-    """The logistic function, without overflow."""
-    p: NDArray[np.float32] = (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
-    return p

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from labeler.aggregate import Smoothing
-from labeler.score import Calibration, Logits, probabilities
+from labeler.calibration import Calibration, Logits, probabilities
 from labeler.vocabulary import Vocabulary
 from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
 

@@ -17,8 +17,8 @@ from training.plots import failures, reliability_plot
 
 _TEXT = """# Model card: {name} {version}
 
-Labels the body stations and organs that a CT or MR slice shows. A CLIP, trained contrastively on images and sentences after
-Kakkar et al., arXiv 2405.20735; {origin}. Research use; **not for diagnosis**.
+Labels the body stations and organs that a CT or MR slice shows. A CLIP, trained contrastively on images and sentences
+after Kakkar et al., arXiv 2405.20735; {origin}. Research use; **not for diagnosis**.
 
 ## Intended use and limits
 Routing, hanging protocols, search and quality control of DICOM headers, with a person able to look. Not a detector of

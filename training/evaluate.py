@@ -13,11 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from labeler.aggregate import decide, decisions
+from labeler.calibration import Calibration, Logits
 from labeler.label import Labeler
 from labeler.model import Encoders
 from labeler.preprocess import Canvas, Pictures, PreprocessSpec, picture_of_canvas
 from labeler.prompts import MODALITIES, PLANES
-from labeler.score import Calibration, Logits, Scorer, with_directions
+from labeler.score import Scorer, with_directions
 from labeler.vocabulary import Vocabulary, vocabulary
 from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
 

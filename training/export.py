@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from labeler.aggregate import Smoothing
 from labeler.bundle import MANIFEST, Manifest, file_sha256, is_bundle
+from labeler.calibration import Calibration
 from labeler.model import Encoders, load_encoders
 from labeler.order import BodyOrder
 from labeler.prompts import prompts_sha256
-from labeler.score import Calibration, Scorer
+from labeler.score import Scorer
 from labeler.vocabulary import Vocabulary, vocabulary
 from training.calibrate import Fit, fit_all
 from training.card import CARD_FILES, write_card

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeler.aggregate import Smoothing, decide, decisions
-from labeler.score import Calibration, Logits, probabilities
+from labeler.calibration import Calibration, Logits, probabilities
 from labeler.vocabulary import Vocabulary
 from training.calibrate import expected_calibration_error, fit_all
 from training.corpus import LabelledStack, States

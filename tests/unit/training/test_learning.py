@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from labeler.aggregate import Smoothing
+from labeler.calibration import Calibration, probabilities
 from labeler.label import Labeler
 from labeler.model import load_encoders
 from labeler.preprocess import Canvas, PreprocessSpec, picture_of_canvas, ruler_pixels
-from labeler.score import Calibration, Scorer, probabilities
+from labeler.score import Scorer
 from labeler.vocabulary import vocabulary
 from training.augment import AugmentConfig, pictures
 from training.calibrate import calibrate, choose_doubt, choose_thresholds, expected_calibration_error
