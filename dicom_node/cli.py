@@ -1,4 +1,4 @@
-"""The commands: one page.
+"""The commands that run the node and try its connections: one page; `dicom_node.desk` has what people ask of it.
 
 Every command reads the settings (`--config FILE`, or see `dicom_node.settings`), does one thing, and exits with 1 and
 one readable message when it cannot.
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from dicom_node import __version__
-from dicom_node.errors import NodeError
-from dicom_node.settings import Settings, find_config, load_settings
+from dicom_node import __version__, desk
+from dicom_node.settings import find_config
+from dicom_node.shell import Chosen, console, explained, settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,16 +24,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
-corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
-app.add_typer(corrections_app, name="corrections")
-deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
-app.add_typer(deliveries_app, name="deliveries")
-console = Console()
-complaints = Console(stderr=True)
-
-
-class _State:
-    config: Path | None = None
+app.add_typer(desk.app)
 
 
 def _version(wanted: bool) -> None:
@@ -51,25 +38,7 @@ def main(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
-    _State.config = find_config(config)
-
-
-def settings() -> Settings:
-    return load_settings(_State.config)
-
-
-def explained(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Our errors become one message and exit code 1."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except NodeError as error:
-            complaints.print(f"[red]{escape(str(error))}[/red]", highlight=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-
-    return run
+    Chosen.config = find_config(config)
 
 
 def _until_told() -> threading.Event:
@@ -129,7 +98,7 @@ def up() -> None:
     configure()
     stop, wanted = _until_told(), settings()
     await_ports(wanted)
-    node = supervised(wanted, _State.config)
+    node = supervised(wanted, Chosen.config)
     node.start()
     notify.ready()
     try:
@@ -183,8 +152,8 @@ def worker(context: typer.Context) -> None:
     from dicom_node.settings import CONFIG_VARIABLE
     from dicom_node.worker import run_worker
 
-    if _State.config:
-        os.environ[CONFIG_VARIABLE] = str(_State.config.resolve())
+    if Chosen.config:
+        os.environ[CONFIG_VARIABLE] = str(Chosen.config.resolve())
     run_worker(settings(), context.args)
 
 
@@ -241,173 +210,6 @@ def send(
     console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
 
 
-@app.command()
-@explained
-def status(
-    study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
-) -> None:
-    """What the node has, does, and did not do, with the reasons."""
-    from dicom_node.health import findings
-    from dicom_node.ledger import Ledger
-    from dicom_node.status import health, overview, story
-
-    wanted = settings()
-    ledger = Ledger(wanted.ledger_url)
-    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
-        console.print(part)
-
-
-@app.command()
-@explained
-def discrepancies(
-    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on standard output.")] = False,
-) -> None:
-    """Series whose header names another body part than their pixels show, and how often per scanner."""
-    import sys
-
-    from dicom_node.discrepancies import compared, counted, listed, write_csv
-    from dicom_node.ledger import Ledger
-
-    found = list(compared(Ledger(settings().ledger_url)))
-    if as_csv:
-        write_csv(found, sys.stdout)
-    else:
-        console.print(listed(found), counted(found), sep="\n")
-
-
-@app.command()
-@explained
-def rejections() -> None:
-    """Who knocked and was turned away, when and how often, why, and the lines that would admit them."""
-    from dicom_node.ledger import Ledger
-    from dicom_node.rejections import rejections as found
-    from dicom_node.status import to_paste, turned_away
-
-    wanted = settings()
-    knocked = list(found(Ledger(wanted.ledger_url), wanted))
-    console.print(turned_away(knocked))
-    console.print(to_paste(knocked), markup=False, highlight=False, soft_wrap=True)
-
-
-@app.command()
-@explained
-def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
-    """Try a quarantined or unlabelled study again."""
-    from dicom_node.errors import Quarantine
-    from dicom_node.ledger import Ledger
-
-    if not Ledger(settings().ledger_url).retry_study(study):
-        raise Quarantine(f"{study}: no such study is quarantined or unlabelled; see `dicom-node status`")
-    console.print("queued again")
-
-
-@app.command()
-@explained
-def complete(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
-    """Say that a study has all its images; it is labelled without waiting any longer."""
-    from dicom_node.errors import Quarantine
-    from dicom_node.ledger import Ledger
-
-    ledger = Ledger(settings().ledger_url)
-    row = ledger.study(study)
-    if row is None:
-        raise Quarantine(f"{study}: never received here; see `dicom-node status`")
-    if not ledger.complete(row, "a person's word"):
-        raise Quarantine(f"{study}: is {row.state} or has just grown; see `dicom-node status {study}`")
-    console.print(f"{row.instances} images, queued")
-
-
-@app.command()
-@explained
-def amend(
-    report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
-    by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
-    organization: Annotated[str, typer.Option(help="Where that person works.")],
-    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:FIRST-LAST].")] = None,
-    add: Annotated[list[str] | None, typer.Option(help="A label that was missed: LABEL[:FIRST-LAST].")] = None,
-    comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
-) -> None:
-    """Correct a report: a VERIFIED successor is written and sent wherever reports go."""
-    from datetime import datetime
-
-    from dicom_node import corrections
-    from dicom_node.amend import Verifier, parse_change
-    from dicom_node.ledger import Ledger
-    from dicom_node.spool import Spool
-    from labeler.vocabulary import vocabulary
-
-    wanted, words = settings(), vocabulary()
-    changes = [parse_change(text, words, present=False) for text in remove or ()]
-    changes += [parse_change(text, words, present=True) for text in add or ()]
-    written = corrections.amend(
-        wanted,
-        Ledger(wanted.ledger_url),
-        Spool(wanted.home),
-        report,
-        changes,
-        Verifier(by, organization),
-        comment,
-        datetime.now().astimezone(),
-    )
-    console.print(f"{written.sop_instance_uid} supersedes {report}: {'; '.join(map(str, changes))}")
-
-
-@corrections_app.callback(invoke_without_command=True)
-@explained
-def corrections(context: typer.Context) -> None:
-    """List what people said about reports, the latest first."""
-    if context.invoked_subcommand is None:
-        from dicom_node.corrections import shown
-        from dicom_node.ledger import Ledger
-
-        console.print(shown(Ledger(settings().ledger_url).remarks()))
-
-
-@corrections_app.command("export")
-@explained
-def corrections_export(
-    folder: Annotated[Path, typer.Argument(help="Where to; `[data] hospital` of a training recipe reads it.")],
-) -> None:
-    """Copy every corrected series with its verified report: training material of your own."""
-    from dicom_node.corrections import export
-    from dicom_node.ledger import Ledger
-
-    written = export(Ledger(settings().ledger_url), folder)
-    console.print(f"{written} corrected series in {folder}")
-
-
-@deliveries_app.callback(invoke_without_command=True)
-@explained
-def deliveries(
-    context: typer.Context,
-    failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
-    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
-) -> None:
-    """List what has not arrived yet: who waits for it, since which attempt, and the answer so far."""
-    if context.invoked_subcommand is None:
-        from dicom_node.ledger import Ledger
-        from dicom_node.status import owed
-
-        for part in owed(Ledger(settings().ledger_url), failed, to):
-            console.print(part)
-
-
-@deliveries_app.command("retry")
-@explained
-def deliveries_retry(
-    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all, or all to one peer.")] = None,
-    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
-) -> None:
-    """Try now what failed or waits; a destination that rests is tried with one delivery first."""
-    from dicom_node.errors import Quarantine
-    from dicom_node.ledger import Ledger
-
-    due = Ledger(settings().ledger_url).deliveries.retry_all(to, report)
-    if not due:
-        raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
-    console.print(f"{due} deliveries are due now")
-
-
 @config_app.command("check")
 @explained
 def config_check(
@@ -417,7 +219,7 @@ def config_check(
     from dicom_node.status import checked
 
     wanted = settings()
-    table, healthy = checked(wanted, _State.config, echo_peers)
+    table, healthy = checked(wanted, Chosen.config, echo_peers)
     console.print(table)
     if not healthy:
         raise typer.Exit(1)

@@ -52,12 +52,12 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     for sign in signs:
         silent = now - sign.seen_at
         if silent > settings.stall_seconds:
-            remedy = f"start it again where it ran; when it is gone for good, this line is, in {_span(_FORGOTTEN)}"
+            remedy = f"it did not end by itself: start it again; this line goes after {_span(_FORGOTTEN)} of silence"
             yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
         else:
             yield Finding(sign.process, sign.doing)
     for kind in sorted({"receive", "watch", "worker"} - {_kind(sign.process) for sign in signs}):
-        yield Finding(kind, "gave no sign", f"start `dicom-node {kind}`, or `dicom-node up` for all")
+        yield Finding(kind, "does not run", f"start `dicom-node {kind}`, or `dicom-node up` for all")
 
 
 def _kind(process: str) -> str:
@@ -90,7 +90,8 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     tried: Any = select(func.count(), func.max(delivery.c.attempts)).where(waiting)
     count, worst = tuple(ledger.rows(tried)[0])
     remedy = "dicom-node echo PEER tells why; they are sent again by themselves" if count else ""
-    yield Finding("waiting for an archive", f"{count} deliveries, up to {worst or 0} attempts", remedy)
+    attempts = f", up to {worst} attempts" if worst else ""
+    yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
 
 
 def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:

@@ -21,6 +21,9 @@ from dicom_node.study import Pulse
 
 log = structlog.get_logger("notify")
 
+#: Seconds for the last sign; a ledger that is away keeps nobody.
+_GOODBYE = 3.0
+
 
 def ready() -> None:
     """What this process is for works now."""
@@ -39,8 +42,9 @@ class Signs:
         self.ledger, self.every = ledger, every
         self.process = process if "@" in process else f"{process}@{socket.gethostname()}"
         self._told_at = float("-inf")
-        self._doing: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._write, name="signs", daemon=True).start()
+        self._doing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="signs", daemon=True)
+        self._writer.start()
 
     def give(self, doing: str) -> None:
         """This process lives."""
@@ -56,12 +60,22 @@ class Signs:
         while not stop.wait(self.every):
             self.give(doing)
         stopping()
+        self.leave()
+
+    def leave(self) -> None:
+        """This process ends as it was told to; the last sign."""
+        self._doing.put(None)
+        self._writer.join(_GOODBYE)
 
     def _write(self) -> None:
-        while True:
+        doing: str | None = ""
+        while doing is not None:
             doing = self._doing.get()
             try:
-                self.ledger.pulses.enter(Pulse(self.process, doing, self.ledger.clock()))
+                if doing is None:
+                    self.ledger.pulses.leave(self.process)
+                else:
+                    self.ledger.pulses.enter(Pulse(self.process, doing, self.ledger.clock()))
             except SQLAlchemyError as error:
                 log.error("the ledger is away", process=self.process, reason=str(error.args[0]))
 

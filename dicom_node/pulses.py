@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 
 from dicom_node.schema import Store, pulse
 from dicom_node.study import Pulse
@@ -20,6 +20,11 @@ class Pulses:
         newer = {"doing": sign.doing, "seen_at": sign.seen_at}
         with self.store.engine.begin() as connection:
             connection.execute(statement.on_conflict_do_update(index_elements=[pulse.c.process], set_=newer))
+
+    def leave(self, process: str) -> None:
+        """A process ended as it was told to; nobody need miss it."""
+        with self.store.engine.begin() as connection:
+            connection.execute(delete(pulse).where(pulse.c.process == process))
 
     def all(self) -> list[Pulse]:
         with self.store.engine.connect() as connection:

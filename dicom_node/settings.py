@@ -250,6 +250,12 @@ class Settings(BaseSettings):
         return self.ledger or f"sqlite:///{self.home / 'ledger.sqlite'}"
 
     @property
+    def ledger_file(self) -> Path | None:
+        """Where an SQLite ledger lies; None for a ledger on a server."""
+        scheme, _, path = self.ledger_url.partition(":///")
+        return Path(path) if scheme.startswith("sqlite") and path else None
+
+    @property
     def receivers_of_rejections(self) -> tuple[str, ...]:
         """Names of the peers that get a note for every superseded report."""
         return tuple(peer.name for peer in self.receivers_of_reports if peer.reject_superseded)

@@ -116,6 +116,7 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
     ready()
     _repeat(*loops[0], stop, lambda: signs.give("watching"))
     stopping()
+    signs.leave()
     for thread in beside:
         thread.join(1.0)
 

@@ -46,6 +46,7 @@ class Guard:
         self.dog = Watchdog(settings.stall_seconds, settings.longest_task_seconds)
         self.name, self.near = "", True
         self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
 
     def listen(self) -> None:
         for signal, hear in (
@@ -69,7 +70,8 @@ class Guard:
         app.amqp.queues.select_add(self.queue)
 
     def _ready(self, **_: Any) -> None:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._watcher.start()
         notify.ready()
 
     def _began(self, task_id: str, task: Any, **_: Any) -> None:
@@ -86,6 +88,8 @@ class Guard:
     def _shut_down(self, **_: Any) -> None:
         self._stop.set()
         hang_up()
+        if self._watcher is not None:
+            self._watcher.join(5.0)
 
     def _watch(self) -> None:
         bell, every = Bell(app), self.settings.sign_seconds
@@ -98,3 +102,4 @@ class Guard:
                 os._exit(STALLED)
             busy = self.dog.busy_for
             signs.give(f"busy for {busy:.0f} s" if busy else "waiting for work")
+        signs.leave()

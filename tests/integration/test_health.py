@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dicom_node.cli import app
 from dicom_node.health import Finding, findings, skews
 from dicom_node.ledger import Ledger
+from dicom_node.notify import Signs
 from dicom_node.settings import Settings
 from dicom_node.status import health
 from dicom_node.study import Pulse, State
@@ -55,6 +58,35 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     shown = told([health(seen.values())])
     assert "busy for 3 s" in shown
     assert "dicom-node receive" in shown
+
+
+def test_a_process_that_ends_as_told_is_not_missed(ledger: Ledger) -> None:
+    signs = Signs(ledger, "watch@a", 0.01)
+    signs.give("watching")
+    eventually(lambda: [sign.process for sign in ledger.pulses.all()] == ["watch@a"], 5)
+    time.sleep(0.02)
+    signs.give("watching")
+    signs.leave()
+    assert ledger.pulses.all() == []
+
+
+def test_who_only_asks_makes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for question in (["status"], ["rejections"], ["deliveries"], ["discrepancies"], ["corrections"], ["retry", "1.2"]):
+        answer = CliRunner().invoke(app, question)
+        assert answer.exit_code == 1
+        assert "no node has run here yet" in answer.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_that_needs_no_retry_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    settings.home.mkdir()
+    uid = a_queued_study(Ledger(settings.ledger_url))
+    assert f"{uid}: is queued, nothing of it failed" in CliRunner().invoke(app, ["retry", uid]).stderr
+    assert "1.2.3: never received here" in CliRunner().invoke(app, ["retry", "1.2.3"]).stderr
+    assert "settings from the defaults" in CliRunner().invoke(app, ["status"]).stdout
 
 
 def test_stuck_leases_and_backlogs_are_told_with_what_to_do(
