@@ -53,8 +53,8 @@ class Change:
         return self.first is None or self.last is None or self.first <= number <= self.last
 
     def __str__(self) -> str:
-        where = "" if self.first is None else f" in images {self.first}-{self.last}"
-        return f"{'added' if self.present else 'removed'} {self.label}{where}"
+        where = "all images" if self.first is None else f"images {self.first}-{self.last}"
+        return f"{'added' if self.present else 'removed'} {self.label} in {where}"
 
 
 @dataclass(frozen=True)

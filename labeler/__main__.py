@@ -47,7 +47,8 @@ def label(
         console.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(1) from error
     for answer in answers:
-        Console().print(table(answer), *notes(answer), sep="\n", highlight=False)
+        shown = [table(answer)] if answer.slices else []
+        Console().print(*shown, *notes(answer), sep="\n", highlight=False)
     if json_file:
         documents = [answer.to_json() for answer in answers]
         json_file.write_text(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
@@ -60,7 +61,7 @@ def table(answer: SeriesLabels) -> Table:
     """One row per station and organ: where, how surely."""
     words = vocabulary()
     title = f"{answer.modality} {answer.plane or ''} - {len(answer.slices)} images"
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", caption=answer.series_instance_uid, caption_justify="left")
     for column in ("", "label", "images", "best", "certainty"):
         shown.add_column(column)
     for finding in answer.findings:

@@ -26,7 +26,7 @@ from labeler.stems import ConvStem, LiteStem, fold_norms
 Embeddings = NDArray[np.float32]
 
 #: Pictures at once on a CPU; with more, what lies between two layers falls out of its cache (half the speed at 32).
-_FITS_THE_CACHE = 8
+CPU_BATCH = 8
 
 
 class AnatomyCLIP(CLIPModel):
@@ -77,7 +77,7 @@ class Encoders:
     def images(self, pictures: Pictures, batch_size: int = 32) -> Embeddings:
         """Unit embeddings (n, d) of pictures."""
         if self.device.type == "cpu":
-            batch_size = min(batch_size, _FITS_THE_CACHE)
+            batch_size = min(batch_size, CPU_BATCH)
         found = [
             self._unit(self.model.get_image_features(self.pixels(part).to(self.device)))
             for part in np.array_split(pictures, max(1, -(-len(pictures) // batch_size)))

@@ -72,7 +72,8 @@ class TrainConfig:
     learning_rate: float = 1.5e-3
     warmup: int = 200
     weight_decay: float = 0.05
-    #: Learning rate of the stem as a share of the others'; below 1 for a stem that has learnt before.
+    #: Learning rate of the stem as a share of the others'; below 1 for a stem that has learnt before, 0 leaves it as it
+    #: is, which takes a third of the time.
     stem_rate: float = 1.0
     #: Decay of the averaged weights that are evaluated and exported.
     average: float = 0.998

@@ -123,7 +123,7 @@ class Trainer:
         return len(self.history) - 1 - best >= self.config.train.patience
 
     def _one_step(self) -> dict[str, Tensor]:
-        config, model, device = self.config, self.encoders.model.train(), self.encoders.device
+        config, model, device = self.config, self._in_training(), self.encoders.device
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(self.step, config)
         drawn = self._drawn().to(device)
@@ -142,6 +142,13 @@ class Trainer:
         self.step += 1
         self._average()
         return parts
+
+    def _in_training(self) -> AnatomyCLIP:
+        """The model, its stem as it is where nothing of it is to be learnt."""
+        model = self.encoders.model.train()
+        if not self.config.train.stem_rate:
+            model.vision_model.embeddings.patch_embedding.requires_grad_(False).eval()
+        return model
 
     def _drawn(self) -> Drawn:
         """Canvases of this step: real ones by their weights, and some painted from label maps."""

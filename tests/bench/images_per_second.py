@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dicom_node.demo.phantoms import paint, torso, with_noise
 from labeler.label import Labeler
+from labeler.model import CPU_BATCH
 from labeler.preprocess import prepare
 from labeler.slices import Series, Source, make_plane, make_series
 
@@ -61,7 +62,7 @@ def main() -> None:
 
     def forward() -> None:
         with torch.inference_mode():
-            for part in tensors.split(32):
+            for part in tensors.split(CPU_BATCH if encoders.device.type == "cpu" else 32):
                 encoders.model.get_image_features(part).pooler_output.cpu()
 
     parts: dict[str, Callable[[], object]] = {

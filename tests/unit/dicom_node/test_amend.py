@@ -64,7 +64,7 @@ def test_it_is_verified_final_and_names_its_predecessor() -> None:
     assert reference.ReferencedSOPInstanceUID == REPORT.SOPInstanceUID != made.SOPInstanceUID
     assert made.SeriesInstanceUID == REPORT.SeriesInstanceUID
     told = " ".join(str(item.TextValue) for item in made.ContentSequence[-1].ContentSequence if "TextValue" in item)
-    assert "removed liver. resected" in told
+    assert "removed liver in all images. resected" in told
     assert "CORRECTED AND VERIFIED BY A PERSON" in told
     assert "NOT VERIFIED" not in told
 
@@ -82,7 +82,7 @@ def test_the_target_region_follows() -> None:
 
 
 def test_a_correction_that_changes_nothing_is_said_to_be_one() -> None:
-    with pytest.raises(ConfigurationError, match="nothing would change: removed heart"):
+    with pytest.raises(ConfigurationError, match="nothing would change: removed heart in all images"):
         corrected(Change("heart", False))
 
 

@@ -264,6 +264,17 @@ def test_a_run_with_a_lite_stem_serves_what_it_was_judged_by(tmp_path: Path):
     assert "6 steps of 8 images" in (tmp_path / "bundle" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("rate", "still"), [(0.0, True), (0.3, False)])
+def test_a_stem_that_is_not_to_learn_stays_as_it_is(tmp_path: Path, rate: float, still: bool):
+    config = parse_config({**TINY, "train": {**TINY["train"], "stem_rate": rate}})
+    trainer = Trainer(config, tiny_corpus(config.preprocess), tmp_path)
+    stem = trainer.encoders.model.vision_model.embeddings.patch_embedding
+    before = {name: tensor.clone() for name, tensor in stem.state_dict().items()}
+    for _ in range(3):
+        trainer._one_step()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stem.state_dict().items()) == still
+
+
 def test_a_close_up_keeps_what_it_cannot_have_lost():
     states = np.full(len(WORDS.labels), ABSENT, np.int8)
     for name in ("liver", "abdomen"):
