@@ -64,13 +64,15 @@ class SamePadded(nn.Conv2d):
     """A convolution that pads as TensorFlow does, so that its weights see what they were trained on."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inside, outside, kernel, stride, groups=groups, bias=False)
+        own = kernel // 2 if stride == 1 else 0
+        super().__init__(inside, outside, kernel, stride, own, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        wanted = [max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x.shape[-2:]]
-        down, right = wanted
-        x = nn.functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        if stride > 1:
+            # what does not divide evenly goes to the right and below
+            down, right = (max(0, (-(-side // stride) - 1) * stride + kernel - side) for side in x.shape[-2:])
+            x = nn.functional.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
         return super().forward(x)
 
 
