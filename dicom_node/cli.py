@@ -213,7 +213,9 @@ def send(
 @config_app.command("check")
 @explained
 def config_check(
-    echo_peers: Annotated[bool, typer.Option("--echo/--no-echo", help="C-ECHO every peer with a port.")] = True,
+    echo_peers: Annotated[
+        bool, typer.Option("--echo/--no-echo", help="Ask the broker and every peer with a port.")
+    ] = True,
 ) -> None:
     """Check the settings, echo the peers, and print what the node would do."""
     from dicom_node.status import checked

@@ -22,7 +22,8 @@ from dicom_node.rejections import Rejection
 from dicom_node.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
-from dicom_node.study import REPORT_CLASSES, State
+from dicom_node.study import REPORT_CLASSES, State, WrittenReport
+from dicom_node.tasks import Bell, connect
 
 
 def overview(ledger: Ledger) -> Iterator[Table]:
@@ -122,8 +123,10 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
     if steps := ledger.performed.steps(study_uid):
         said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
         yield _table("Performed steps", ("step", "from", "status", "images named"), said)
-    reports = [_report_row(item) for item in ledger.reports(study_uid)]
-    yield _table("Reports", ("report", "modality", "images", "stations", "header"), reports)
+    written = ledger.reports(study_uid)
+    superseded = {item.predecessor for item in written}
+    reports = [_report_row(item, item.sop_instance_uid not in superseded) for item in written]
+    yield _table("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
     columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)
     yield _table(
@@ -138,12 +141,13 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
         yield _table("Images without labels", ("instance", "reason", "detail"), left_out)
 
 
-def _report_row(item: Any) -> tuple[Any, ...]:
+def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
     summary = json.loads(item.summary or "{}")
     header = summary.get("header", {})
     told = f"{header.get('claimed') or '(empty)'}: {header.get('agreement', '')}"
     return (
         item.sop_instance_uid,
+        "current" if current else "superseded",
         summary.get("modality"),
         summary.get("images"),
         ", ".join(summary.get("stations", [])),
@@ -152,17 +156,17 @@ def _report_row(item: Any) -> tuple[Any, ...]:
 
 
 def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[Table, bool]:
-    """The settings in words, each peer's answer to C-ECHO, and whether all is well."""
+    """The settings in words, what the broker and each peer answer, and whether all is well."""
     table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
     for column in ("what", "setting", "state"):
         table.add_column(column)
     table.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
     table.add_row("spool and reports", str(settings.home), _writable(settings.home))
     table.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
-    table.add_row("broker", settings.broker or "embedded", "")
+    state, healthy = _broker_answers(settings) if settings.broker and echo_peers else ("", True)
+    table.add_row("broker", (settings.broker or "embedded").rsplit("@", 1)[-1], state)
     table.add_row("bundle", settings.bundle or "the one in the package", "")
     table.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
-    healthy = True
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
         state = "[dim]no port, not asked[/dim]"
@@ -171,6 +175,12 @@ def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[
             healthy &= answered
         table.add_row(f"peer {peer.name}", what, state)
     return table, healthy
+
+
+def _broker_answers(settings: Settings) -> tuple[str, bool]:
+    if Bell(connect(settings)).time() is None:
+        return "[red]does not answer: start it, or take `broker` out of the settings for an embedded one[/red]", False
+    return "answers", True
 
 
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:

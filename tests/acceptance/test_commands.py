@@ -170,6 +170,9 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+    gone = run("dicom-node", "--config", config, "status", folder=tmp_path).stdout
+    assert gone.count("does not run") == 3
+    assert "listening" not in gone
 
 
 def test_a_port_that_is_taken_is_told_and_not_fought_for(tmp_path: Path) -> None:
@@ -195,6 +198,14 @@ def test_config_check_echoes_the_peers(tmp_path: Path) -> None:
     assert "cannot be reached" in done.stdout
     quiet = run("dicom-node", "--config", a_config(tmp_path), "config", "check", "--no-echo", folder=tmp_path)
     assert "PACS at 127.0.0.1:1, may reports" in quiet.stdout
+
+
+def test_config_check_asks_the_broker(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    config.write_text(f'broker = "redis://127.0.0.1:{free_port()}/0"\n{config.read_text()}')
+    done = run("dicom-node", "--config", config, "config", "check", folder=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "does not answer: start it" in done.stdout
 
 
 def test_a_wrong_setting_stops_every_command_with_its_line(tmp_path: Path) -> None:
