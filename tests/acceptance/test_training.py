@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from labeler.bundle import default_bundle, read_manifest
 from tests.learning import a_collection, a_plain_clip
 from training.config import read_config
 
@@ -60,4 +61,9 @@ def test_the_pmc_msa_recipe_runs_from_checkpoint_to_served_bundle(tmp_path: Path
 def test_every_recipe_reads(recipe: str):
     config = read_config(RECIPES / recipe)
     assert config.train.steps > 0
-    assert config.preprocess.canvas >= config.preprocess.size
+    assert config.preprocess.size % 32 == 0
+
+
+@pytest.mark.parametrize("recipe", ["small.toml", "small-continued.toml"])
+def test_the_recipes_of_the_package_prepare_as_its_bundle_does(recipe: str):
+    assert read_config(RECIPES / recipe).preprocess == read_manifest(default_bundle()).preprocess
