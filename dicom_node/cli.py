@@ -124,8 +124,10 @@ def receive() -> None:
     ledger = Ledger(wanted.ledger_url)
     receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    Signs(ledger, "receive", wanted.sign_seconds).until(stop, "listening")
+    signs = Signs(ledger, "receive", wanted.sign_seconds)
+    signs.until(stop, "listening")
     receiver.stop()
+    signs.leave()
 
 
 @app.command()

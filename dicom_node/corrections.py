@@ -24,7 +24,6 @@ from dicom_node.logs import where
 from dicom_node.rejection import rejection_of
 from dicom_node.report import encode
 from dicom_node.settings import Settings
-from dicom_node.sheet import sheet_uid
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
 from labeler.dicom import instance_number
@@ -77,9 +76,8 @@ def rejection_beside(
     earlier = ledger.report(written.predecessor) if written.predecessor else None
     if earlier is None or not earlier.path.exists() or not settings.receivers_of_rejections:
         return None
-    rejected, beside = dcmread(earlier.path), ledger.sheet(sheet_uid(earlier.sop_instance_uid))
-    sheet = dcmread(beside.path, stop_before_pixels=True) if beside and beside.path.exists() else None
-    note = passed_rejection(rejection_of(rejected, successor, sheet), rejected)
+    rejected = dcmread(earlier.path)
+    note = passed_rejection(rejection_of(rejected, successor), rejected)
     uid = str(note.SOPInstanceUID)
     return replace(
         written,

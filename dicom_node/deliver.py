@@ -151,9 +151,8 @@ class Deliverer:
         """A note goes where the report that it rejects is stored, and after the one that supersedes it."""
         if not peer.reject_superseded:
             raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
-        named = evidence_of(dcmread(due.path))
-        # a sheet has no successor of its own: it goes with its report, whether this peer has it or not
-        for rejected in (uid for uid in named if self.ledger.report(uid)):
+        evidence = evidence_of(dcmread(due.path))
+        for rejected in evidence:
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
                 raise NotTaken(f"{peer.name} has not stored the report under its own UID; there is nothing to reject")
             newer = self.ledger.successor_of(rejected)

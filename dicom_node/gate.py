@@ -239,8 +239,7 @@ def _complaints_of_rejection(note: Dataset, source: Dataset) -> Iterator[str]:
         for item in _items(note)
         if item.get("ReferencedSOPSequence")
     }
-    # the report, and its sheet where there is one
-    if len(named) not in (1, 2) or named != evidence_of(note):
+    if len(named) != 1 or named != evidence_of(note):
         yield f"it names {len(named)} objects, and its evidence {len(evidence_of(note))}"
     yield from _identity(note, source)
     yield from _uids(note)

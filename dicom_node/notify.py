@@ -60,7 +60,6 @@ class Signs:
         while not stop.wait(self.every):
             self.give(doing)
         stopping()
-        self.leave()
 
     def leave(self) -> None:
         """This process ends as it was told to; the last sign."""

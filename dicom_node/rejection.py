@@ -1,4 +1,4 @@
-"""The rejection note for a superseded report and its sheet (IHE Imaging Object Change Management, RAD TF-2 4.66). Pure.
+"""The rejection note for a superseded report (IHE Imaging Object Change Management, RAD TF-2 4.66). Pure.
 
 A Key Object Selection that rejects the earlier report for quality reasons, for archives that hide what such a note
 names. It stands in a series of its own and follows from the report that it rejects: the same report, the same note.
@@ -23,20 +23,15 @@ def rejection_uid(report_uid: str) -> str:
     return derived("rejection", report_uid)
 
 
-def rejection_of(report: Dataset, successor: Dataset, sheet: Dataset | None = None) -> Dataset:
-    """The note that rejects a report because of its successor, whose time it has.
-
-    Args:
-        sheet: the picture beside the report, rejected with it.
-    """
-    rejected = [report] if sheet is None else [report, sheet]
+def rejection_of(report: Dataset, successor: Dataset) -> Dataset:
+    """The note that rejects a report because of its successor, whose time it has."""
     content = KeyObjectSelection(
         codes.DCM.RejectedForQualityReasons,
-        rejected,
+        [report],
         description=f"Superseded by the report {successor.SOPInstanceUID}",
     )
     made: Dataset = KeyObjectSelectionDocument(
-        evidence=rejected,
+        evidence=[report],
         content=content,
         series_instance_uid=derived("rejection series", str(report.SeriesInstanceUID)),
         series_number=int(report.SeriesNumber) + _SERIES_NUMBER_AFTER,

@@ -13,6 +13,7 @@ import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -219,6 +220,20 @@ class Settings(BaseSettings):
     #: Peers by name that get every report; unset: every peer that may get reports.
     destinations: tuple[str, ...] | None = None
 
+    @field_validator("broker")
+    @classmethod
+    def _redis(cls, url: str | None) -> str | None:
+        if url is None:
+            return url
+        parts = urlsplit(url)
+        try:
+            known = parts.scheme in ("redis", "rediss", "redis+socket") and (parts.port or True)
+        except ValueError:
+            known = False
+        if not known:
+            raise ValueError("write it as redis://HOST:6379/0 (rediss:// over TLS)")
+        return url
+
     @field_validator("peers")
     @classmethod
     def _distinct(cls, peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
@@ -252,8 +267,9 @@ class Settings(BaseSettings):
     @property
     def ledger_file(self) -> Path | None:
         """Where an SQLite ledger lies; None for a ledger on a server."""
-        scheme, _, path = self.ledger_url.partition(":///")
-        return Path(path) if scheme.startswith("sqlite") and path else None
+        scheme, _, rest = self.ledger_url.partition(":///")
+        path = rest.partition("?")[0]
+        return Path(path) if scheme.startswith("sqlite") and path and not path.startswith((":", "file:")) else None
 
     @property
     def receivers_of_rejections(self) -> tuple[str, ...]:

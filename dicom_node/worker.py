@@ -47,6 +47,7 @@ class Guard:
         self.name, self.near = "", True
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._told_to_end = False
 
     def listen(self) -> None:
         for signal, hear in (
@@ -82,6 +83,7 @@ class Guard:
             self.dog.ended(task_id)
 
     def _shutting_down(self, **_: Any) -> None:
+        self._told_to_end = True
         notify.stopping()
         drain()
 
@@ -102,4 +104,6 @@ class Guard:
                 os._exit(STALLED)
             busy = self.dog.busy_for
             signs.give(f"busy for {busy:.0f} s" if busy else "waiting for work")
-        signs.leave()
+        # a worker that Celery ends for an error keeps its last sign, and is missed
+        if self._told_to_end:
+            signs.leave()

@@ -119,7 +119,7 @@ _SECTIONS: dict[str, Any] = {
 
 
 def read_config(path: Path) -> Config:
-    """Read a TOML file; relative folders are meant from the file's own place, `[model] start` where one lies there.
+    """Read a TOML file; relative folders are meant from the file's own place, what `[model]` names where it lies there.
 
     Raises:
         ValueError: an unknown section or key, named.
@@ -134,7 +134,11 @@ def read_config(path: Path) -> Config:
     start = config.model.start
     if start and (base / start).is_dir():
         start = str((base / start).resolve())
-    return replace(config, data=replace(config.data, **data), model=replace(config.model, start=start))
+    weights = config.model.stem_weights
+    if weights and (base / weights).is_file():
+        weights = str((base / weights).resolve())
+    model = replace(config.model, start=start, stem_weights=weights)
+    return replace(config, data=replace(config.data, **data), model=model)
 
 
 def parse_config(table: dict[str, Any]) -> Config:
@@ -151,6 +155,9 @@ def parse_config(table: dict[str, Any]) -> Config:
                 f"[{section}] {strange[0]}: no such setting; known: {', '.join(kind.__dataclass_fields__)}"
             )
         parts[section] = kind(**{key: _frozen(value) for key, value in values.items()})
+    model: ModelConfig = parts["model"]
+    if model.stem_weights and not model.stem:
+        raise ValueError("[model] stem_weights needs stem, the name of the network that they are of")
     return Config(**parts)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from labeler.preprocess import PreprocessSpec, ruler_pixels
 from labeler.vocabulary import vocabulary
 from training.captions import Shown
-from training.corpus import PRESENT, UNKNOWN, LabelledStack, States
+from training.corpus import ABSENT, PRESENT, UNKNOWN, LabelledStack, States
 
 #: Labels whose anatomy has sides: a picture that shows one is never mirrored.
 _ASYMMETRIC = ("heart", "liver", "spleen", "stomach", "gallbladder", "pancreas", "duodenum", "colon", "aorta")
@@ -89,11 +89,14 @@ class Drawn:
 
 
 def close_up(image: Shown) -> Shown:
-    """What is still known of an image when only a part of it is shown: what it lacks, and its station if it has one."""
+    """What is still known of an image when a part of it is shown: what it lacks, and its station if it has but one.
+
+    A station beside one that is unknown is not sure: the part may show just the other.
+    """
     states = image.states.copy()
     present = states == PRESENT
     stations = np.array([label.kind == "station" for label in vocabulary().labels])
-    sure = stations if (present & stations).sum() == 1 else np.zeros_like(stations)
+    sure = stations if (stations & (states != ABSENT)).sum() == 1 else np.zeros_like(stations)
     states[present & ~sure] = UNKNOWN
     return Shown(image.modality, image.plane, states)
 

@@ -48,7 +48,7 @@ DIRECTIONS = "label_directions.npy"
 
 
 class Trainer:
-    """State of one run; everything that a checkpoint must bring back."""
+    """State of one run; everything that a checkpoint must bring back, but for pictures that were painted ahead."""
 
     def __init__(self, config: Config, stacks: Sequence[LabelledStack], run: Path, bodies: Sequence[Body] = ()) -> None:
         torch.manual_seed(config.train.seed)
@@ -64,7 +64,8 @@ class Trainer:
         self._smooth = [(mine, theirs) for mine, theirs in pairs if mine.is_floating_point()]
         self._counting = [pair for pair in pairs if not pair[0].is_floating_point()]
         self.planes = Planes.of(train, config.data.ct_share, config.preprocess)
-        self.planes.values = self.planes.values.to(self.encoders.device)
+        if fits(self.planes.values.nbytes, self.encoders.device):
+            self.planes.values = self.planes.values.to(self.encoders.device)
         width = self.encoders.model.config.projection_dim if config.recipe.classifier else 0
         self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights), directions=width)
         self.criterion.to(self.encoders.device)
@@ -80,13 +81,19 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         settings, stem = self.config.train, self.encoders.model.vision_model.embeddings.patch_embedding
-        gentle = {id(parameter) for parameter in stem.parameters()}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+        of_stem = {id(parameter) for parameter in stem.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         for parameter in (*self.encoders.model.parameters(), *self.criterion.parameters()):
-            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
-            groups[decay, settings.stem_rate if id(parameter) in gentle else 1.0].append(parameter)
+            groups[id(parameter) in of_stem, parameter.ndim > 1].append(parameter)
         return torch.optim.AdamW(
-            [{"params": p, "weight_decay": decay, "rate": rate} for (decay, rate), p in groups.items()],
+            [
+                {
+                    "params": members,
+                    "rate": settings.stem_rate if gentle else 1.0,
+                    "weight_decay": settings.weight_decay if decayed else 0.0,
+                }
+                for (gentle, decayed), members in groups.items()
+            ],
             lr=settings.learning_rate,
             betas=(0.9, 0.98),
             fused=self.encoders.device.type == "cuda",
@@ -278,13 +285,22 @@ class Trainer:
         self.encoders.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.criterion.load_state_dict(state["criterion"])
+        wanted = [{key: group[key] for key in ("rate", "weight_decay")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        # what the recipe says now counts, not what it said when the checkpoint was written
+        for group, said in zip(self.optimizer.param_groups, wanted, strict=True):
+            group.update(said)
         self.generator.set_state(state["generator"].cpu())
         self.random.setstate(state["random"])
 
 
 def score_of(row: dict[str, Any]) -> float:
     return float(row["metrics"]["score"])
+
+
+def fits(size: int, device: torch.device) -> bool:
+    """Whether so many bytes of planes leave a GPU room to train."""
+    return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 4
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -14,7 +14,7 @@ from dicom_node.amend import Change, Verifier
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
 from dicom_node.gate import evidence_of
-from dicom_node.sheet import sheet_uid
+from dicom_node.status import story
 from dicom_node.study import Delivery, State
 from tests.factories import a_series
 from tests.parts import Bench
@@ -47,6 +47,8 @@ def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(benc
     earlier, newer = bench.ledger.reports(study)
     due = dict.fromkeys(uid for uid, _ in bench.ledger.deliveries.due(30.0))
     (note_uid,) = due.keys() - {newer.sop_instance_uid}
+    _, reports, *_ = story(bench.ledger, study)
+    assert list(reports.columns[1].cells) == ["superseded", "current"]
     assert bench.deliverer.deliver(note_uid, "pacs") == Delivery.WAITING
     assert bench.ledger.deliveries.destinations.ailing() == []
     assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
@@ -74,26 +76,6 @@ def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: B
         bench.deliver_all()
         bench.clock.now += 60
     assert [evidence_of(note) for note in notes(archive)] == [{report.sop_instance_uid}]
-
-
-def test_the_sheet_of_a_corrected_report_is_rejected_with_it(tmp_path: Path, archive: Archive) -> None:
-    bench = Bench(tmp_path / "home", archive.port, reject_superseded=True, sheet=True)
-    study = bench.take(a_series("torso", 6, name="a sheet to reject"))
-    bench.label(study)
-    bench.deliver_all()
-    (report,) = bench.ledger.reports(study)
-    when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
-    change = [Change("brain", True)]
-    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)
-    for _ in range(2):
-        bench.deliver_all()
-        bench.clock.now += 60
-    (note,) = notes(archive)
-    sheet = sheet_uid(report.sop_instance_uid)
-    assert evidence_of(note) == {report.sop_instance_uid, sheet}
-    stored = {dcmread(path).SOPInstanceUID: path for path in archive.folder.glob("*.dcm")}
-    assert sheet in stored
-    assert errors_of_dciodvfy(stored[note.SOPInstanceUID]) + errors_of_dsrdump(stored[note.SOPInstanceUID]) == []
 
 
 def test_our_own_note_that_comes_back_is_no_dispute(bench: Bench, archive: Archive) -> None:

@@ -55,6 +55,8 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (('name = "pacs"', 'name = "ct1"'), 5, "two peers are called 'ct1'"),
         (("quiet_seconds = 30", 'destinations = ["ct1"]'), 3, "is no peer with may"),
         (("quiet_seconds = 30", "quiet = 30"), 3, "no such setting; known: ae_title"),
+        (("quiet_seconds = 30", 'broker = "localhost:6379"'), 3, "write it as redis://HOST:6379/0"),
+        (("quiet_seconds = 30", 'broker = "redis://127.0.0.1:port/0"'), 3, "write it as redis://HOST:6379/0"),
     ],
 )
 def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line, told):
@@ -90,6 +92,20 @@ def test_a_missing_file_is_said(tmp_path: Path):
 def test_an_unknown_peer_lists_the_known(tmp_path: Path):
     with pytest.raises(ConfigurationError, match="known peers: ct1, pacs"):
         load(GOOD, tmp_path).peer("mr1")
+
+
+@pytest.mark.parametrize(
+    ("ledger", "file"),
+    [
+        ("sqlite:////var/x.sqlite", "/var/x.sqlite"),
+        ("sqlite:///x.sqlite?timeout=30", "x.sqlite"),
+        ("sqlite:///file:x?mode=ro&uri=true", None),
+        ("sqlite://", None),
+        ("postgresql+psycopg://u:p@h/db", None),
+    ],
+)
+def test_the_file_of_a_ledger(ledger: str, file: str | None):
+    assert Settings(ledger=ledger).ledger_file == (Path(file) if file else None)
 
 
 def test_line_of_finds_nested_settings():

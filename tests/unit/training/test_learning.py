@@ -283,6 +283,8 @@ def test_a_close_up_keeps_what_it_cannot_have_lost():
     assert seen.states[WORDS.index("abdomen")] == PRESENT
     assert seen.states[WORDS.index("liver")] == UNKNOWN
     assert seen.states[WORDS.index("brain")] == ABSENT
+    states[WORDS.index("chest")] = UNKNOWN
+    assert close_up(Shown("CT", "axial", states)).states[WORDS.index("abdomen")] == UNKNOWN
     states[WORDS.index("chest")] = PRESENT
     seen = close_up(Shown("CT", "axial", states))
     assert {seen.states[WORDS.index(name)] for name in ("abdomen", "chest")} == {UNKNOWN}
@@ -327,6 +329,22 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
     assert len(resumed.history) == 1
     resumed.fit()
     assert resumed.step == 24
+
+
+def test_a_resumed_run_learns_at_the_rates_of_its_recipe(tmp_path: Path):
+    config = parse_config({**TINY, "train": {**TINY["train"], "steps": 12, "stem_rate": 0.0}})
+    stacks = tiny_corpus(config.preprocess)
+    fit(config, stacks, tmp_path / "run")
+    bolder = parse_config({**TINY, "train": {**TINY["train"], "stem_rate": 0.3, "weight_decay": 0.01}})
+    resumed = Trainer(bolder, stacks, tmp_path / "run")
+    resumed._resume()
+    assert {group["rate"] for group in resumed.optimizer.param_groups} == {0.3, 1.0}
+    assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.0, 0.01}
+
+
+def test_weights_of_a_stem_need_its_name():
+    with pytest.raises(ValueError, match="stem_weights needs stem"):
+        parse_config({"model": {"stem_weights": "package"}})
 
 
 def test_a_run_that_no_longer_improves_stops(tmp_path: Path):
