@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pydicom.uid import UID, SecondaryCaptureImageStorage
+from pydicom.uid import UID, KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
 
 from dicom_node import __version__, mpps
 from dicom_node.audit import AUDIT_CLASSES
@@ -78,7 +78,9 @@ To each peer that may get `reports`, any number of objects over one association,
 sent for `idle_seconds`; at most `parallel` deliveries at a time. Of the report all its classes of the table are
 proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
 derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
-encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out.
+encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out. A peer with
+`reject_superseded = true` gets, once the newer report is stored there, a Key Object Selection titled Rejected for
+Quality Reasons (113001, DCM) that names the superseded report and nothing else (IHE IOCM).
 
 {sent}
 
@@ -207,7 +209,7 @@ def statement(words: Vocabulary) -> str:
             ("SOP class", "UID", "transfer syntaxes"),
             [
                 (uid.name, uid, ", ".join(s.name for s in WANTED[uid]))
-                for uid in (*REPORT_CLASSES, SecondaryCaptureImageStorage)
+                for uid in (*REPORT_CLASSES, SecondaryCaptureImageStorage, KeyObjectSelectionDocumentStorage)
             ],
         ),
         no_object=f"0x{NO_SUCH_OBJECT:04X}",
@@ -226,6 +228,7 @@ _OVERVIEW = [
     ("Storage of images and any other object", "by `dicom-node send` only", "yes"),
     ("Storage of Structured Reports", "yes", "yes"),
     ("Storage of Secondary Captures (evidence sheets)", "yes", "yes"),
+    ("Storage of Key Object Selections (rejection notes, disputes)", "yes", "yes"),
     ("Storage Commitment Push Model", "yes", "yes"),
     ("Study Root Query/Retrieve, FIND", "yes", "no"),
     ("Modality Performed Procedure Step", "no", "yes"),

@@ -43,6 +43,7 @@ WANTED: dict[UID, tuple[UID, ...]] = {
     Verification: PLAIN,
     **dict.fromkeys(REPORT_CLASSES, (*PLAIN, DeflatedExplicitVRLittleEndian)),
     SecondaryCaptureImageStorage: (*PLAIN, RLELossless),
+    KeyObjectSelectionDocumentStorage: PLAIN,
 }
 #: What is proposed for our own objects, so that a report, its sheet and all that waits share an association.
 _OURS: Contexts = (
