@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -161,7 +162,7 @@ class Supervisor:
             stdout=self.output,
             stderr=self.output,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=partial(die_with, os.getpid()),
         )
 
     def run(self, stop: threading.Event) -> None:
@@ -233,10 +234,12 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
             process.wait()
 
 
-def die_with_parent() -> None:
-    """Run in a child before its program: it is killed when the thread that started it ends."""
+def die_with(parent: int) -> None:
+    """Run in a child before its program: it is killed when the thread that started it ends, or has ended already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def await_ports(settings: Settings, patience: float = 10.0) -> None:

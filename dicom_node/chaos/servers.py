@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dicom_node.errors import ConfigurationError, Retry
-from dicom_node.supervise import die_with_parent, embedded_broker
+from dicom_node.supervise import die_with, embedded_broker
 
 #: Where Debian keeps PostgreSQL's programs, which it leaves out of PATH.
 _POSTGRES = "/usr/lib/postgresql"
@@ -72,7 +73,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with, os.getpid()),
                 **as_user,
             )
 

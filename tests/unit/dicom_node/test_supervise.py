@@ -1,10 +1,15 @@
 """What a supervisor leaves behind when it is killed, the next one clears; what a living one needs stays."""
 
 import os
+import signal
 import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
-from dicom_node.supervise import clear_after_dead
+import pytest
+
+from dicom_node.supervise import clear_after_dead, die_with
 
 
 def test_only_the_folders_of_dead_supervisors_are_cleared(tmp_path: Path):
@@ -16,3 +21,10 @@ def test_only_the_folders_of_dead_supervisors_are_cleared(tmp_path: Path):
         (folder / "label").touch()
     clear_after_dead(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([own, other])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
+def test_a_child_whose_supervisor_has_ended_already_never_starts():
+    elsewhere = subprocess.run(["true"], preexec_fn=partial(die_with, os.getpid() + 1), check=False)
+    assert elsewhere.returncode == -signal.SIGKILL
+    assert subprocess.run(["true"], preexec_fn=partial(die_with, os.getpid()), check=False).returncode == 0
