@@ -52,7 +52,9 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     for sign in signs:
         silent = now - sign.seen_at
         if silent > settings.stall_seconds:
-            remedy = f"it did not end by itself: start it again; this line goes after {_span(_FORGOTTEN)} of silence"
+            remedy = (
+                f"killed, or hanging: start it again where it ran; this line goes after {_span(_FORGOTTEN)} of silence"
+            )
             yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
         else:
             yield Finding(sign.process, sign.doing)

@@ -277,9 +277,8 @@ class Provider(DULServiceProvider):
         kind, length = found
         if not self.socket.has(HEADER.size + length):
             raise ConnectionResetError("closed within a PDU")
-        if (
-            kind == ABORT
-        ):  # the end, whatever its source and reason are; pynetdicom stumbles over those it does not know
+        if kind == ABORT:
+            # the end, whatever its source and reason are; pynetdicom stumbles over those it does not know
             self.socket.forget()
             self.socket.close()
             return False

@@ -223,7 +223,7 @@ class Settings(BaseSettings):
     @field_validator("broker")
     @classmethod
     def _redis(cls, url: str | None) -> str | None:
-        if url is None:
+        if not url:
             return url
         parts = urlsplit(url)
         try:

@@ -85,15 +85,16 @@ def _when(seconds: float) -> str:
     return _time(seconds) if seconds else ""
 
 
+#: In the place of a remedy of several lines, which `to_paste` shows as they are to be written.
+_LINES = "the lines below, in the settings"
+
+
 def turned_away(found: Iterable[Rejection]) -> Table:
     """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
     cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
     rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, cure) for r, cure in cells)
     return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
-
-
-_LINES = "the lines below, in the settings"
 
 
 def to_paste(found: Iterable[Rejection]) -> str:

@@ -41,6 +41,12 @@ class AnatomyCLIP(CLIPModel):
         elif getattr(vision, "stem_widths", None):
             embeddings.patch_embedding = ConvStem(vision.stem_widths, vision.hidden_size)
 
+    @property
+    def stem(self) -> nn.Module:
+        """What turns pictures into patches: a stem of ours, or CLIP's own convolution."""
+        patches: nn.Module = self.vision_model.embeddings.patch_embedding
+        return patches
+
 
 @dataclass
 class Encoders:
@@ -70,7 +76,7 @@ class Encoders:
 
     def folded(self) -> Encoders:
         """The same encoders, quicker, and no longer fit for training."""
-        fold_norms(self.model.vision_model.embeddings.patch_embedding)
+        fold_norms(self.model.stem)
         return self
 
     @torch.inference_mode()

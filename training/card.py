@@ -12,7 +12,7 @@ from training.config import Config, ModelConfig
 from training.corpus import PRESENT, LabelledStack
 from training.evaluate import ENOUGH
 from training.judge import FOLDS, Judged
-from training.labelmaps import SOURCES
+from training.labelmaps import KINDS
 from training.plots import failures, reliability_plot
 
 _TEXT = """# Model card: {name} {version}
@@ -144,7 +144,7 @@ def _synthesis(config: Config) -> str:
     if not (config.data.labelmaps and config.data.synthetic_share):
         return ""
     maps = Path(config.data.labelmaps)
-    sources = [source for prefix, source in SOURCES.items() if any(maps.glob(f"{prefix}*.nii.gz"))]
+    sources = [kind.source for prefix, kind in KINDS.items() if any(maps.glob(f"{prefix}*.nii.gz"))]
     share = f"{config.data.synthetic_share:.0%} of the pictures were painted from label maps with random contrast"
     return f"{share} ({'; '.join(sources)}). " if sources else f"{share}. "
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ def read_bodies(folder: Path, device: str | torch.device = "cpu") -> list[Body]:
     bodies = []
     for path in track(sorted(folder.glob("*.nii.gz")), description="Reading label maps"):
         name = path.name.removesuffix(".nii.gz")
-        make = next((make for prefix, make in _MAKERS.items() if name.startswith(prefix)), None)
-        if make is not None:
+        kind = next((kind for prefix, kind in KINDS.items() if name.startswith(prefix)), None)
+        if kind is not None:
             image: Any = nib.as_closest_canonical(nib.load(path))
             mm = tuple(float(side) for side in image.header.get_zooms()[:3])
-            bodies.append(make(name, np.asarray(image.dataobj), mm, names.get(name, {}), torch.device(device)))
+            bodies.append(kind.make(name, np.asarray(image.dataobj), mm, names.get(name, {}), torch.device(device)))
     return bodies
 
 
@@ -143,8 +144,19 @@ def _icrp(
     legs = split + tuple(index for index, (text, _) in names.items() if any(word in text for word in _LEGS))
     stations = _icrp_stations(ids, mm, shows, arms, legs, vocabulary())
     limb = torch.from_numpy(_single_limbs(ids, stations, arms, legs)).to(device)
-    more = {"limbs": (arms,), "limb": limb, "field": (100.0, 520.0)}
-    return _body(name, ids, stations, mm, tissues, shows, ("CT", "MR"), device, **more)
+    return _body(
+        name,
+        ids,
+        stations,
+        mm,
+        tissues,
+        shows,
+        ("CT", "MR"),
+        device,
+        limbs=(arms,),
+        limb=limb,
+        field=(100.0, 520.0),
+    )
 
 
 def _single_limbs(ids: Ids, stations: Bits, arms: tuple[int, ...], legs: tuple[int, ...]) -> Ids:
@@ -289,19 +301,29 @@ def _any_tissue(number: int) -> Tissue:
     return Tissue(40 + number % 7, 20, (0.02, 0.98))
 
 
-#: What a model card says of the maps that are used, by the beginning of their names.
-SOURCES = {
-    "icrp110": "reference phantoms of ICRP Publication 110, (c) ICRP, research use, not to be redistributed",
-    "oai_knee": "knee bones of the Osteoarthritis Initiative",
-    "synthseg_head": "heads of SynthSeg, Apache-2.0",
-}
-
 _Maker = Callable[[str, NDArray[Any], tuple[float, ...], Mapping[int, Any], torch.device], Body]
-_MAKERS: dict[str, _Maker] = {"icrp110": _icrp, "oai_knee": _knee, "synthseg_head": _head}
-_SHARES = (0.6, 0.25, 0.15)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Label maps of one source: how a body is made of one, their share of the pictures, what a model card says."""
+
+    make: _Maker
+    share: float
+    source: str
+
+
+#: By the beginning of the maps' names.
+KINDS = {
+    "icrp110": Kind(
+        _icrp, 0.6, "reference phantoms of ICRP Publication 110, (c) ICRP, research use, not to be redistributed"
+    ),
+    "oai_knee": Kind(_knee, 0.25, "knee bones of the Osteoarthritis Initiative"),
+    "synthseg_head": Kind(_head, 0.15, "heads of SynthSeg, Apache-2.0"),
+}
 
 
 def bodies_by_kind(bodies: Sequence[Body]) -> list[tuple[float, list[Body]]]:
     """Groups of bodies of one source, each with its share of the synthetic pictures: whole bodies show the most."""
-    groups = [[body for body in bodies if body.name.startswith(prefix)] for prefix in _MAKERS]
-    return [(share, members) for share, members in zip(_SHARES, groups, strict=True) if members]
+    groups = [(kind.share, [b for b in bodies if b.name.startswith(prefix)]) for prefix, kind in KINDS.items()]
+    return [(share, members) for share, members in groups if members]

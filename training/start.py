@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPTokenizer
 
 from labeler.model import AnatomyCLIP, Encoders, load_encoders, pick_device
 from labeler.prompts import MODALITIES, PLANES, absent_prompts, random_caption, random_label_prompt
-from labeler.stems import LITE_HALVINGS, LiteStem
+from labeler.stems import LITE_HALVINGS, LiteStem, Stem
 from labeler.vocabulary import vocabulary
 from training.config import Config
 
@@ -32,11 +32,11 @@ def starting_encoders(config: Config) -> Encoders:
     device = pick_device(config.train.device)
     model = AnatomyCLIP(_shape(config, len(tokenizer)))
     if config.model.stem_weights:
-        load_lite_weights(model.vision_model.embeddings.patch_embedding, config.model.stem, config.model.stem_weights)
+        load_lite_weights(model.stem, config.model.stem, config.model.stem_weights)
     return Encoders(model.to(device), tokenizer, own_processor(config.preprocess.size, config.model.stem), device)
 
 
-def load_lite_weights(stem: LiteStem, name: str, weights: str) -> None:
+def load_lite_weights(stem: nn.Module, name: str, weights: str) -> None:
     """Fill an EfficientNet-Lite stem with weights that have seen ImageNet.
 
     Args:
@@ -50,6 +50,7 @@ def load_lite_weights(stem: LiteStem, name: str, weights: str) -> None:
     head = ("_conv_head", "_bn1", "_fc")
     state = torch.load(path, map_location="cpu", weights_only=True)
     given = [value for key, value in state.items() if not key.startswith(head)]
+    assert isinstance(stem, LiteStem), "made without [model] stem"
     wanted = stem.layers.state_dict()
     # both name the same layers in the same order
     if [tuple(v.shape) for v in given] != [tuple(v.shape) for v in wanted.values()]:
@@ -68,8 +69,7 @@ def _packaged_weights(name: str) -> Path:
 def enlarged(encoders: Encoders, size: int) -> Encoders:
     """A checkpoint whose positions are resampled for pictures of another side, as Dosovitskiy et al. (2021, 3.2) do."""
     vision = encoders.model.config.vision_config
-    stem = getattr(vision, "stem", "")
-    if vision.image_size == size or not (stem or getattr(vision, "stem_widths", None)):
+    if vision.image_size == size or not isinstance(encoders.model.stem, Stem):
         return encoders
     embeddings = encoders.model.vision_model.embeddings
     cls, grid = embeddings.position_embedding.weight.detach().split([1, embeddings.num_patches])
@@ -81,7 +81,9 @@ def enlarged(encoders: Encoders, size: int) -> Encoders:
     embeddings.position_ids = torch.arange(len(positions), device=positions.device)[None]
     embeddings.num_patches, embeddings.num_positions = after * after, len(positions)
     embeddings.image_size = vision.image_size = size
-    return Encoders(encoders.model, encoders.tokenizer, own_processor(size, stem), encoders.device)
+    return Encoders(
+        encoders.model, encoders.tokenizer, own_processor(size, getattr(vision, "stem", "")), encoders.device
+    )
 
 
 def _shape(config: Config, tokens: int) -> CLIPConfig:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 from torch import Generator, Tensor, nn
 
 from labeler.model import AnatomyCLIP, Encoders
@@ -70,6 +71,8 @@ class Trainer:
         self.criterion = LabelSigmoid(positive_weights(self.planes.states, self.planes.weights), directions=width)
         self.criterion.to(self.encoders.device)
         self.encoders.model.logit_scale.data.fill_(math.log(10.0))
+        if not config.train.stem_rate:
+            self.encoders.model.stem.requires_grad_(False)
         if config.train.compile:
             self.encoders.model.vision_model.compile()
         self.optimizer = self._optimizer()
@@ -80,8 +83,8 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        settings, stem = self.config.train, self.encoders.model.vision_model.embeddings.patch_embedding
-        of_stem = {id(parameter) for parameter in stem.parameters()}
+        settings = self.config.train
+        of_stem = {id(parameter) for parameter in self.encoders.model.stem.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         for parameter in (*self.encoders.model.parameters(), *self.criterion.parameters()):
             groups[id(parameter) in of_stem, parameter.ndim > 1].append(parameter)
@@ -152,9 +155,9 @@ class Trainer:
 
     def _in_training(self) -> AnatomyCLIP:
         """The model, its stem as it is where nothing of it is to be learnt."""
-        model = self.encoders.model.train()
+        model: AnatomyCLIP = self.encoders.model.train()
         if not self.config.train.stem_rate:
-            model.vision_model.embeddings.patch_embedding.requires_grad_(False).eval()
+            model.stem.eval()
         return model
 
     def _drawn(self) -> Drawn:
@@ -217,13 +220,18 @@ class Trainer:
         mean, spread = (torch.tensor(v, device=device) for v in (processor.image_mean, processor.image_std))
         return mean.view(1, 3, 1, 1), spread.view(1, 3, 1, 1)
 
-    def _embedded(self, model: AnatomyCLIP, sentences: list[Sentence]) -> Tensor:
-        # the backend itself: what the tokenizer wraps around it takes longer than the tokens
-        tokenizer, device = self.encoders.tokenizer, self.encoders.device
-        backend = tokenizer.backend_tokenizer
+    @cached_property
+    def _tokens(self) -> Tokenizer:
+        """The tokenizer's backend: what transformers wraps around it takes longer than the tokens."""
+        tokenizer = self.encoders.tokenizer
+        backend: Tokenizer = tokenizer.backend_tokenizer
         backend.enable_truncation(tokenizer.model_max_length)
         backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-        encoded = backend.encode_batch_fast([sentence.text for sentence in sentences])
+        return backend
+
+    def _embedded(self, model: AnatomyCLIP, sentences: list[Sentence]) -> Tensor:
+        device = self.encoders.device
+        encoded = self._tokens.encode_batch_fast([sentence.text for sentence in sentences])
         ids, mask = (torch.tensor([getattr(e, part) for e in encoded]) for part in ("ids", "attention_mask"))
         return _unit(model.get_text_features(input_ids=ids.to(device), attention_mask=mask.to(device)))
 

@@ -231,7 +231,7 @@ LITE = {**TINY, "preprocess": {"size": 64, "canvas": 64}, "model": {**TINY["mode
 def test_a_stem_starts_with_what_imagenet_taught_it():
     config = parse_config({**LITE, "model": {**LITE["model"], "stem_weights": "package"}})
     encoders = starting_encoders(config)
-    stem = encoders.model.vision_model.embeddings.patch_embedding
+    stem = encoders.model.stem
     # trained norms have means and spreads of their own; new ones have 0 and 1
     norms = [module for module in stem.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all(norm.running_var.std() > 0 and norm.running_mean.abs().max() > 0 for norm in norms)
@@ -268,7 +268,7 @@ def test_a_run_with_a_lite_stem_serves_what_it_was_judged_by(tmp_path: Path):
 def test_a_stem_that_is_not_to_learn_stays_as_it_is(tmp_path: Path, rate: float, still: bool):
     config = parse_config({**TINY, "train": {**TINY["train"], "stem_rate": rate}})
     trainer = Trainer(config, tiny_corpus(config.preprocess), tmp_path)
-    stem = trainer.encoders.model.vision_model.embeddings.patch_embedding
+    stem = trainer.encoders.model.stem
     before = {name: tensor.clone() for name, tensor in stem.state_dict().items()}
     for _ in range(3):
         trainer._one_step()
