@@ -73,7 +73,7 @@ def rejection_beside(
     settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, successor: Dataset
 ) -> WrittenReport | None:
     """The note on the report that a new one supersedes, written where somebody gets notes."""
-    earlier = ledger.report(written.predecessor) if written.predecessor else None
+    earlier = ledger.issued.report(written.predecessor) if written.predecessor else None
     if earlier is None or not earlier.path.exists() or not settings.receivers_of_rejections:
         return None
     rejected = dcmread(earlier.path)
@@ -91,10 +91,10 @@ def rejection_beside(
 
 
 def _current(ledger: Ledger, report_uid: str) -> WrittenReport:
-    row = ledger.report(report_uid)
+    row = ledger.issued.report(report_uid)
     if row is None:
         raise Quarantine(f"{report_uid}: no report of this node; `dicom-node status STUDY_UID` lists them")
-    current = ledger.current_report(row.source_series_uid)
+    current = ledger.issued.current(row.source_series_uid)
     if current is not None and current.sop_instance_uid != report_uid:
         raise Quarantine(f"{report_uid} has been superseded; amend {current.sop_instance_uid}")
     return row
@@ -162,7 +162,7 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
 
 def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dataset) -> WrittenReport | None:
     """The report that a correction is; None for a dispute."""
-    before = ledger.report(remark.report_uid)
+    before = ledger.issued.report(remark.report_uid)
     if remark.kind != RemarkKind.CORRECTION or before is None:
         return None
     return WrittenReport(
@@ -179,7 +179,7 @@ def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dat
 
 def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:
     def ours(uid: str) -> Dataset | None:
-        row = ledger.report_known_as(uid)
+        row = ledger.issued.known_as(uid)
         return dcmread(row.path) if row else None
 
     return ours
@@ -213,8 +213,8 @@ def export(ledger: Ledger, folder: Path) -> int:
     """
     written = 0
     for remark, _ in ledger.remarks():
-        row = ledger.report(remark.sop_instance_uid) if remark.kind == RemarkKind.CORRECTION else None
-        if row is None or ledger.is_superseded(row.sop_instance_uid):
+        row = ledger.issued.report(remark.sop_instance_uid) if remark.kind == RemarkKind.CORRECTION else None
+        if row is None or ledger.issued.successor_of(row.sop_instance_uid):
             continue
         images = [i for i in ledger.instances(row.study_uid) if i.series_uid == row.source_series_uid]
         if not images or not all(image.path.exists() for image in images):

@@ -155,7 +155,7 @@ class Deliverer:
         for rejected in evidence:
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
                 raise NotTaken(f"{peer.name} has not stored the report under its own UID; there is nothing to reject")
-            newer = self.ledger.successor_of(rejected)
+            newer = self.ledger.issued.successor_of(rejected)
             if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
                 raise NotYet(f"{peer.name} has not stored the report that supersedes {rejected} yet")
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, func, or_, select, update
+from sqlalchemy import Row, Select, and_, delete, func, select, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.arrivals import Arrivals
 from dicom_node.deliveries import Deliveries, states_of
 from dicom_node.errors import Superseded
 from dicom_node.holdings import Holdings
+from dicom_node.issued import Issued
 from dicom_node.migrations import bring_up
 from dicom_node.performed import Performed
 from dicom_node.pulses import Pulses
@@ -31,7 +32,6 @@ from dicom_node.schema import (
     open_engine,
     refusal,
     remark,
-    report,
     study,
 )
 from dicom_node.study import (
@@ -60,6 +60,7 @@ class Ledger:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
+        self.issued = Issued(self.store, self.deliveries)
         self.performed, self.pulses = Performed(self.store), Pulses(self.store)
         self._arrivals = Arrivals(self.store)
         bring_up(self.engine)
@@ -216,29 +217,11 @@ class Ledger:
             connection.execute(delete(not_labelled).where(waited))
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
-                self._enter_report(connection, written, receivers[written.kind])
+                self.issued.enter(connection, written, receivers[written.kind])
             state, reason = self._outcome(connection, lease.study_uid, reports, notes)
             key = study.c.study_uid == lease.study_uid
             connection.execute(update(study).where(key).values(state=state, reason=reason))
         return state
-
-    def _enter_report(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> None:
-        values = {
-            "sop_instance_uid": written.sop_instance_uid,
-            "kind": written.kind,
-            "sop_class_uid": written.sop_class_uid,
-            "study_uid": written.study_uid,
-            "source_series_uid": written.source_series_uid,
-            "content": written.content,
-            "path": str(written.path),
-            "created_at": self.clock(),
-            "summary": written.summary,
-        }
-        connection.execute(self.store.insert(report).values(values).on_conflict_do_nothing())
-        if written.predecessor:
-            key = and_(report.c.sop_instance_uid == written.predecessor, report.c.superseded_by == "")
-            connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
-        self.deliveries.enter(connection, written, destinations)
 
     @staticmethod
     def _outcome(
@@ -300,9 +283,9 @@ class Ledger:
             lock_study(connection, said.study_uid)
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
-                self._enter_report(connection, successor, destinations)
+                self.issued.enter(connection, successor, destinations)
             if rejection is not None:
-                self._enter_report(connection, rejection, rejections_to)
+                self.issued.enter(connection, rejection, rejections_to)
             if destinations:
                 done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))
                 connection.execute(update(study).where(done).values(state=State.REPORTED))
@@ -310,8 +293,7 @@ class Ledger:
     def has_heard(self, sop_instance_uid: str) -> bool:
         """Has this object been taken as a remark, or is it one of ours that comes back?"""
         heard = self.rows(select(remark.c.kind).where(remark.c.sop_instance_uid == sop_instance_uid))
-        ours = self.rows(select(report.c.kind).where(report.c.sop_instance_uid == sop_instance_uid))
-        return bool(heard or ours) or self.report_known_as(sop_instance_uid) is not None
+        return bool(heard) or self.issued.has(sop_instance_uid)
 
     def remarks(self, study_uid: str | None = None) -> list[tuple[Remark, float]]:
         """Remarks on one study's reports, or on all, with the time they were heard, the latest first."""
@@ -348,61 +330,6 @@ class Ledger:
             row = connection.execute(statement).mappings().first()
         return _instance(row) if row else None
 
-    def report(self, sop_instance_uid: str) -> WrittenReport | None:
-        """The report with this UID, superseded or not."""
-        return self._one_report(report.c.sop_instance_uid == sop_instance_uid)
-
-    def report_known_as(self, sop_instance_uid: str) -> WrittenReport | None:
-        """The report that has this UID or was sent under it."""
-        sent = select(delivery.c.report_uid).where(delivery.c.sent_uid == sop_instance_uid)
-        known = or_(report.c.sop_instance_uid == sop_instance_uid, report.c.sop_instance_uid.in_(sent))
-        return self._one_report(known)
-
-    def successor_of(self, sop_instance_uid: str) -> str:
-        """The report that supersedes this one; empty where none does."""
-        wanted = select(report.c.superseded_by).where(report.c.sop_instance_uid == sop_instance_uid)
-        with self.engine.connect() as connection:
-            return str(connection.execute(wanted).scalar() or "")
-
-    def is_superseded(self, report_uid: str) -> bool:
-        return bool(self.rows(select(report.c.superseded_by).where(report.c.sop_instance_uid == report_uid))[0][0])
-
-    def sheet(self, sop_instance_uid: str) -> WrittenReport | None:
-        """The sheet with this UID."""
-        return self._one_report(report.c.sop_instance_uid == sop_instance_uid, Kind.SHEET)
-
-    def _one_report(self, condition: Any, kind: Kind = Kind.REPORT) -> WrittenReport | None:
-        wanted = and_(condition, report.c.kind == kind)
-        statement = select(report).where(wanted).order_by(report.c.created_at.desc()).limit(1)
-        with self.engine.connect() as connection:
-            row = connection.execute(statement).mappings().first()
-        return _written(row) if row else None
-
-    def current_report(self, source_series_uid: str) -> WrittenReport | None:
-        """The newest report on a series."""
-        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == "")
-        return self._one_report(wanted)
-
-    def earlier(self, source_series_uid: str, report_uid: str) -> list[WrittenReport]:
-        """The reports on a series that this one succeeds, or will, the oldest first."""
-        wanted = and_(report.c.source_series_uid == source_series_uid, report.c.kind == Kind.REPORT)
-        with self.engine.connect() as connection:
-            rows = connection.execute(select(report).where(wanted).order_by(report.c.created_at)).mappings().all()
-        before = {row["superseded_by"]: row for row in rows}
-        uid = report_uid if any(row["sop_instance_uid"] == report_uid for row in rows) else ""
-        chain: list[WrittenReport] = []
-        while (row := before.get(uid)) is not None:
-            chain.insert(0, _written(row))
-            uid = row["sop_instance_uid"]
-        return chain
-
-    def reports(self, study_uid: str) -> list[WrittenReport]:
-        """All reports on a study, the oldest first."""
-        wanted = and_(report.c.study_uid == study_uid, report.c.kind == Kind.REPORT)
-        statement = select(report).where(wanted).order_by(report.c.created_at)
-        with self.engine.connect() as connection:
-            return [_written(row) for row in connection.execute(statement).mappings()]
-
     def counts(self, table: Any, *columns: Any) -> list[tuple[Any, ...]]:
         """Rows of (column values ..., count) of a table."""
         statement = select(*columns, func.count()).select_from(table).group_by(*columns).order_by(*columns)
@@ -420,20 +347,6 @@ def _held(lease: Lease) -> Any:
 
 def _instance(row: Any) -> Instance:
     return Instance(**{**row, "path": Path(row["path"]), "absent": Absent(row["absent"])})
-
-
-def _written(row: Any) -> WrittenReport:
-    return WrittenReport(
-        sop_instance_uid=row["sop_instance_uid"],
-        sop_class_uid=row["sop_class_uid"],
-        study_uid=row["study_uid"],
-        source_series_uid=row["source_series_uid"],
-        content=row["content"],
-        path=Path(row["path"]),
-        predecessor=None,
-        summary=row["summary"],
-        kind=Kind(row["kind"]),
-    )
 
 
 def _remark(row: Any) -> Remark:

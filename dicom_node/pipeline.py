@@ -267,14 +267,14 @@ class Pipeline:
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
         uid = self._report_uid(instances)
-        report, sheet = self.ledger.report(uid), self.ledger.sheet(sheet_uid(uid))
+        report, sheet = self.ledger.issued.report(uid), self.ledger.issued.sheet(sheet_uid(uid))
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
 
     def _half(self, instances: Sequence[Instance], content: str) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """A series of which files have left the spool: the report on exactly these images, if there is one, stays."""
         series_uid, study_uid = instances[0].series_uid, instances[0].study_uid
-        for report in self.ledger.reports(study_uid):
+        for report in self.ledger.issued.of_study(study_uid):
             if (report.source_series_uid, report.content) == (series_uid, content):
                 return [report], []
         gone = sum(bool(instance.absent) for instance in instances)
@@ -322,7 +322,7 @@ class Pipeline:
         header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
         context = reports.Context(header, content, finished)
-        earlier = self.ledger.earlier(instances[0].series_uid, reports.uid_of(answer, context))
+        earlier = self.ledger.issued.earlier(instances[0].series_uid, reports.uid_of(answer, context))
         if not earlier:
             return context
         predecessor = reports.Predecessor(earlier[-1].sop_class_uid, earlier[-1].sop_instance_uid)

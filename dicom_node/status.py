@@ -124,8 +124,8 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
     if steps := ledger.performed.steps(study_uid):
         said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
         yield _table("Performed steps", ("step", "from", "status", "images named"), said)
-    written = ledger.reports(study_uid)
-    reports = [_report_row(item, not ledger.is_superseded(item.sop_instance_uid)) for item in written]
+    written = ledger.issued.of_study(study_uid)
+    reports = [_report_row(item, not ledger.issued.successor_of(item.sop_instance_uid)) for item in written]
     yield _table("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
     columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)

@@ -67,7 +67,9 @@ class Bench:
         return self.pipeline.label_study(study_uid)
 
     def deliver(self, study_uid: str) -> list[Delivery | None]:
-        return [self.deliverer.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.reports(study_uid)]
+        return [
+            self.deliverer.deliver(report.sop_instance_uid, "pacs") for report in self.ledger.issued.of_study(study_uid)
+        ]
 
     def deliver_all(self) -> list[Delivery | None]:
         """What the watcher's bells lead to."""

@@ -62,7 +62,7 @@ def latency(node: Node, archive: Archive, files: list[Path], study_uid: str, syn
     for start in range(0, len(files), 250):
         node.push(*files[start : start + 250], options=options)
     node.wait_for(study_uid, State.SENT, 1800)
-    row, written = node.ledger.study(study_uid), node.ledger.reports(study_uid)
+    row, written = node.ledger.study(study_uid), node.ledger.issued.of_study(study_uid)
     assert row is not None
     (report,) = [one for one in written if one.kind == Kind.REPORT]
     arrived = (archive.folder / f"{report.sop_instance_uid}.dcm").stat().st_mtime

@@ -48,7 +48,7 @@ def a_report(home: Path) -> WrittenReport:
     bench = Bench(home, 1)
     uid = bench.take(a_series("torso", 12, name="bench"))
     bench.label(uid)
-    (report,) = bench.ledger.reports(uid)
+    (report,) = bench.ledger.issued.of_study(uid)
     bench.ledger.engine.dispose()
     return report
 
@@ -108,7 +108,7 @@ def measured(peer: Peer, reports: list[WrittenReport], home: Path) -> list[float
     deliverer = Deliverer(settings, Ledger(settings.ledger_url))
     with deliverer.ledger.engine.begin() as connection:
         for report in reports:
-            deliverer.ledger._enter_report(connection, report, [peer.name])
+            deliverer.ledger.issued.enter(connection, report, [peer.name])
 
     def delivered(report: WrittenReport) -> None:
         if deliverer.deliver(report.sop_instance_uid, peer.name) != Delivery.SENT:

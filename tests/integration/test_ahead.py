@@ -52,7 +52,7 @@ def some_images() -> list[Dataset]:
 
 
 def reports_of(bench: Bench, uid: str) -> list[bytes]:
-    return sorted(report.path.read_bytes() for report in bench.ledger.reports(uid))
+    return sorted(report.path.read_bytes() for report in bench.ledger.issued.of_study(uid))
 
 
 def waiting(bench: Bench) -> list[Path]:

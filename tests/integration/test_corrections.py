@@ -39,7 +39,7 @@ def study(bench: Bench) -> str:
 
 
 def the_report(bench: Bench, study: str) -> WrittenReport:
-    return bench.ledger.reports(study)[0]
+    return bench.ledger.issued.of_study(study)[0]
 
 
 def a_label_of(bench: Bench, study: str) -> str:
@@ -62,7 +62,7 @@ def heard(bench: Bench, study: str, said: Dataset, peer: str = "review") -> Stat
 def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Archive, study: str) -> None:
     label, before = a_label_of(bench, study), the_report(bench, study)
     written = corrected(bench, study, Change(label, False))
-    assert bench.ledger.is_superseded(before.sop_instance_uid)
+    assert bench.ledger.issued.successor_of(before.sop_instance_uid)
     assert bench.deliver(study) == [None, Delivery.SENT]
     assert errors_of_dciodvfy(written.path) + errors_of_dsrdump(written.path) == []
     newest = next(r for r in archive.reports() if str(r.SOPInstanceUID) == written.sop_instance_uid)
@@ -88,13 +88,13 @@ def test_only_the_newest_report_can_be_amended(bench: Bench, study: str) -> None
 def test_a_correction_without_effect_writes_nothing(bench: Bench, study: str) -> None:
     with pytest.raises(ConfigurationError, match="nothing would change"):
         corrected(bench, study, Change("brain", False))
-    assert len(bench.ledger.reports(study)) == 1
+    assert len(bench.ledger.issued.of_study(study)) == 1
 
 
 def test_the_same_images_again_do_not_bring_the_machines_report_back(bench: Bench, study: str) -> None:
     written = corrected(bench, study, Change(a_label_of(bench, study), False))
     heard(bench, study, a_dispute(dcmread(written.path), "again", codes.DCM.QualityIssue))
-    current = bench.ledger.current_report(written.source_series_uid)
+    current = bench.ledger.issued.current(written.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == written.sop_instance_uid
 
@@ -109,8 +109,8 @@ def test_a_dispute_is_heard_and_the_report_stays(bench: Bench, study: str, title
     assert others == []
     assert (remark.kind, remark.report_uid) == (RemarkKind.DISPUTE, report.sop_instance_uid)
     assert "no gallbladder" in remark.note
-    assert not bench.ledger.is_superseded(report.sop_instance_uid)
-    assert len(bench.ledger.reports(study)) == 1
+    assert not bench.ledger.issued.successor_of(report.sop_instance_uid)
+    assert len(bench.ledger.issued.of_study(study)) == 1
 
 
 def test_a_document_beyond_reading_does_not_keep_its_study_from_being_labelled(bench: Bench) -> None:
@@ -143,7 +143,7 @@ def test_a_correction_made_elsewhere_supersedes_and_its_changes_are_counted(
     (remark, _), *_ = bench.ledger.remarks()
     assert (remark.kind, remark.said_by) == (RemarkKind.CORRECTION, WHO.name)
     assert list(json.loads(remark.changes)["removed"]) == [label]
-    current = bench.ledger.current_report(report.source_series_uid)
+    current = bench.ledger.issued.current(report.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == str(theirs.SOPInstanceUID)
     assert bench.deliver(study) == [None, None], "PACS sent it; it is not sent back"

@@ -64,7 +64,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> WrittenReport:
     bench = Bench(tmp_path_factory.mktemp("labelled"), 1)
     uid = bench.take(a_series("leg", 2, name="delivered"))
     bench.label(uid)
-    (written,) = bench.ledger.reports(uid)
+    (written,) = bench.ledger.issued.of_study(uid)
     bench.ledger.engine.dispose()
     return written
 
@@ -91,7 +91,7 @@ class Owing:
                 path = self.settings.home / f"{uid}.dcm"
                 data_set.save_as(path, enforce_file_format=True)
                 written = WrittenReport(uid, self.report.sop_class_uid, "1.2", "1.2.0", "c", path, None)
-                self.ledger._enter_report(connection, written, destinations)
+                self.ledger.issued.enter(connection, written, destinations)
 
     @contextmanager
     def deliverer(self) -> Iterator[Deliverer]:

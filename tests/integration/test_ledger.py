@@ -121,7 +121,7 @@ def test_an_overtaken_worker_writes_nothing(ledger: Ledger, clock: SetClock) -> 
     with pytest.raises(Superseded):
         ledger.quarantine(slow, "late")
     assert ledger.settle(fast, [a_report()], [], ["pacs"], "ct1") == State.REPORTED
-    assert [r.sop_instance_uid for r in ledger.reports("1.2")] == ["9.1"]
+    assert [r.sop_instance_uid for r in ledger.issued.of_study("1.2")] == ["9.1"]
 
 
 def test_a_late_image_overtakes_a_running_worker(ledger: Ledger) -> None:
@@ -233,7 +233,7 @@ def test_a_successor_supersedes(ledger: Ledger) -> None:
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report("9.2", predecessor="9.1")], [], [], "ct1")
-    current = ledger.current_report("1.2.0")
+    current = ledger.issued.current("1.2.0")
     assert current is not None
     assert current.sop_instance_uid == "9.2"
 
@@ -326,8 +326,8 @@ def test_the_reports_before_one_are_told_whether_it_is_there_or_not(ledger: Ledg
         assert lease is not None
         ledger.settle(lease, [a_report(f"9.{number}", f"9.{number - 1}" if number > 1 else None)], [], [], "ct1")
         assert ledger.holdings.make_again("1.2")
-    assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.2")] == ["9.1"]
-    assert [r.sop_instance_uid for r in ledger.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.2")] == ["9.1"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
 
 
 def test_a_lease_that_ran_out_holds_nothing_up_after_the_clock_was_set_back(ledger: Ledger, clock: SetClock) -> None:

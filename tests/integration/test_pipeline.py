@@ -30,7 +30,7 @@ def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
     assert row.state == State.SENT
     (report,) = archive.reports()
     assert report.StudyInstanceUID == uid
-    assert report == dcmread(bench.ledger.reports(uid)[0].path)
+    assert report == dcmread(bench.ledger.issued.of_study(uid)[0].path)
 
 
 def test_a_second_run_finds_nothing_to_do(bench: Bench) -> None:
@@ -58,13 +58,13 @@ def test_a_rebuilt_ledger_gives_the_same_report(bench: Bench, tmp_path: Path) ->
     images = a_series("torso", 4, name="rebuilt")
     uid = bench.take(images)
     bench.label(uid)
-    first = bench.ledger.reports(uid)[0]
+    first = bench.ledger.issued.of_study(uid)[0]
     before = first.path.read_bytes()
     again = Bench(tmp_path / "home2", 1)
     for instance in bench.ledger.instances(uid):
         again.ledger.add_instance(instance)
     again.label(uid)
-    second = again.ledger.reports(uid)[0]
+    second = again.ledger.issued.of_study(uid)[0]
     assert second.sop_instance_uid == first.sop_instance_uid
     assert second.path.read_bytes() == before
     again.ledger.engine.dispose()
@@ -123,7 +123,7 @@ def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
     uid = bench.take(images)
     assert bench.label(uid) == State.QUARANTINED
     assert "different patients" in told(overview(bench.ledger))
-    assert bench.ledger.reports(uid) == []
+    assert bench.ledger.issued.of_study(uid) == []
 
 
 def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:
@@ -234,7 +234,7 @@ def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -
     written = StringIO()
     write_csv(found, written)
     assert [row["body_part_examined"] for row in DictReader(StringIO(written.getvalue()))] == ["HAND"]
-    report = dcmread(bench.ledger.reports(str(wrong[0].StudyInstanceUID))[0].path)
+    report = dcmread(bench.ledger.issued.of_study(str(wrong[0].StudyInstanceUID))[0].path)
     summary = next(item.TextValue for item in report.ContentSequence[-1].ContentSequence if "TextValue" in item)
     assert "Header Protocol Name: hand -> DIFFER" in summary
 

@@ -83,7 +83,7 @@ def test_images_go_after_retention_and_reports_stay(bench: Bench) -> None:
     assert state_of(bench, study) == State.PURGED
     assert [i.absent for i in bench.ledger.instances(study)] == [Absent.PURGED] * 2
     assert list(bench.spool.files()) == []
-    assert all(report.path.exists() for report in bench.ledger.reports(study))
+    assert all(report.path.exists() for report in bench.ledger.issued.of_study(study))
     assert purger(bench).purge() == 0
 
 
@@ -157,7 +157,7 @@ def test_a_promise_to_a_scanner_is_kept_for_the_retention_time_and_nothing_purge
 def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench: Bench) -> None:
     first = a_series("leg", 2, name="grows")
     study = sent(bench, first)
-    (before,) = bench.ledger.reports(study)
+    (before,) = bench.ledger.issued.of_study(study)
     later(bench, 31)
     purger(bench).purge()
     second = a_series("leg", 3, name="grows")
@@ -168,27 +168,27 @@ def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench:
     assert bench.label(study) == State.REPORTED
     assert bench.deliver_all() == [Delivery.SENT]
     assert state_of(bench, study) == State.SENT
-    reports = bench.ledger.reports(study)
+    reports = bench.ledger.issued.of_study(study)
     assert {r.source_series_uid for r in reports} == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
-    assert bench.ledger.current_report(first[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(first[0].SeriesInstanceUID) == before
 
 
 def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -> None:
     images = a_series("torso", 6, name="late")
     study = sent(bench, images[:4])
-    (before,) = bench.ledger.reports(study)
+    (before,) = bench.ledger.issued.of_study(study)
     later(bench, 31)
     purger(bench).purge()
     bench.take(images[4:])
     assert bench.label(study) == State.UNLABELLED
-    assert bench.ledger.current_report(images[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(images[0].SeriesInstanceUID) == before
     assert bench.reasons() == {FILES_GONE: 2}
     assert "4 of 6 images are gone; push the whole series again" in told(story(bench.ledger, study))
     assert FILES_GONE in told(overview(bench.ledger))
     bench.take(images)
     assert bench.label(study) == State.REPORTED
     assert bench.reasons() == {}
-    (after,) = [r for r in bench.ledger.reports(study) if r != before]
+    (after,) = [r for r in bench.ledger.issued.of_study(study) if r != before]
     report = dcmread(after.path)
     assert (
         len(report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence) == 6
@@ -205,7 +205,7 @@ def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> N
     bench.clock.now = time.time()
     assert state_of(bench, study) == State.RECEIVING
     assert bench.label(study) == State.SENT
-    assert len(bench.ledger.reports(study)) == 1
+    assert len(bench.ledger.issued.of_study(study)) == 1
     assert purger(bench).purge() == 0
     later(bench, 31)
     assert purger(bench).purge() == 1
@@ -237,7 +237,7 @@ def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revisi
         bench.take(images[3:])
         bench.label(study)
         assert bench.deliver_all() == [Delivery.SENT]
-    current = bench.ledger.current_report(images[0].SeriesInstanceUID)
+    current = bench.ledger.issued.current(images[0].SeriesInstanceUID)
     assert current is not None
     before = current.path.read_bytes()
     current.path.unlink()
@@ -251,7 +251,7 @@ def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revisi
 def test_a_delivery_whose_report_is_lost_goes_when_it_is_made_again(bench: Bench) -> None:
     study = bench.take(a_series("leg", 2, name="unsent lost"))
     bench.label(study)
-    (report,) = bench.ledger.reports(study)
+    (report,) = bench.ledger.issued.of_study(study)
     report.path.unlink()
     assert bench.deliver_all() == [Delivery.WAITING]
     assert bench.pipeline.label_study(study) == State.REPORTED
@@ -263,7 +263,7 @@ def test_a_delivery_whose_report_is_lost_goes_when_it_is_made_again(bench: Bench
 def test_a_lost_report_that_cannot_be_made_again_is_said_to_be_so(bench: Bench) -> None:
     study = bench.take(a_series("leg", 2, name="all lost"))
     bench.label(study)
-    (report,) = bench.ledger.reports(study)
+    (report,) = bench.ledger.issued.of_study(study)
     bench.ledger.instances(study)[0].path.unlink()
     report.path.unlink()
     reconcile(bench.settings, bench.spool, bench.ledger)

@@ -44,7 +44,7 @@ def notes(archive: Archive) -> list[Dataset]:
 
 def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(bench: Bench, archive: Archive) -> None:
     study = a_grown_study(bench)
-    earlier, newer = bench.ledger.reports(study)
+    earlier, newer = bench.ledger.issued.of_study(study)
     due = dict.fromkeys(uid for uid, _ in bench.ledger.deliveries.due(30.0))
     (note_uid,) = due.keys() - {newer.sop_instance_uid}
     _, reports, *_ = story(bench.ledger, study)
@@ -68,7 +68,7 @@ def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: B
     study = bench.take(a_series("torso", 6, name="rejected by a person"))
     bench.label(study)
     bench.deliver_all()
-    (report,) = bench.ledger.reports(study)
+    (report,) = bench.ledger.issued.of_study(study)
     when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
     change = [Change("brain", True)]
     amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)

@@ -185,7 +185,7 @@ def test_a_correction_travels_the_whole_loop(node: Node, orthanc: Orthanc, tmp_p
     study = images[0].StudyInstanceUID
     node.push(saved(images, tmp_path / "images"))
     report = the_report(node, orthanc, study, tmp_path)
-    organ = json.loads(node.ledger.reports(study)[0].summary)["organs"][0]
+    organ = json.loads(node.ledger.issued.of_study(study)[0].summary)["organs"][0]
     node.command("amend", report.SOPInstanceUID, "--remove", organ, "--by", "Doe^Jane", "--organization", "Hospital")
     eventually(lambda: len(orthanc.reports(study)) == 2, 60)
     node.wait_for(study, State.SENT)

@@ -110,7 +110,7 @@ def test_an_archive_gets_the_sheet_beside_the_report(tmp_path: Path, archive: Ar
     row = bench.ledger.study(study)
     assert row is not None
     assert row.state == State.SENT
-    assert len(bench.ledger.reports(study)) == 1
+    assert len(bench.ledger.issued.of_study(study)) == 1
     bench.take(a_series("torso", 8, name="beside")[6:])
     bench.label(study)
     assert bench.deliver_all() == [Delivery.SENT, Delivery.SENT]
