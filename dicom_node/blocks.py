@@ -32,7 +32,7 @@ class BlockFile:
             OSError: see open(2).
         """
         self._memory = _memory()
-        self._buffer, self._filled = memoryview(self._memory), 0
+        self._buffer, self._filled, self._written = memoryview(self._memory), 0, 0
         self.path, self.descriptor = path, _claimed(path)
         self._direct = False
         self._past_cache(True)
@@ -55,20 +55,24 @@ class BlockFile:
             rest = rest[len(piece) :]
             if end == _AT_ONCE:
                 self._put(self._buffer)
-                self._filled = 0
+                self._filled, self._written = 0, self._written + _AT_ONCE
 
     def finish(self) -> None:
         """Nothing more will be written: what is left goes to the file, whose end need not be a block's.
+
+        The end goes first and is on its way to the disk while the blocks before it are written.
 
         Raises:
             OSError: some of it could not be written.
         """
         whole = self._filled - self._filled % _BLOCK if self._direct else self._filled
-        self._put(self._buffer[:whole])
         if whole < self._filled:
             self._past_cache(False)
-            self._put(self._buffer[whole : self._filled])
-        self._filled = 0
+            self._put(self._buffer[whole : self._filled], whole)
+            os.posix_fadvise(self.descriptor, self._written + whole, _BLOCK, os.POSIX_FADV_DONTNEED)
+            self._past_cache(True)
+        self._put(self._buffer[:whole])
+        self._written, self._filled = self._written + self._filled, 0
 
     def close(self) -> None:
         """Let go of file and buffer; may be called again."""
@@ -80,10 +84,13 @@ class BlockFile:
         with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
             os.close(descriptor)
 
-    def _put(self, data: memoryview) -> None:
+    def _put(self, data: memoryview, ahead: int = 0) -> None:
+        """Write behind what is written, so many bytes ahead of its end."""
+        place = self._written + ahead
         while data:
             try:
-                data = data[os.write(self.descriptor, data) :]
+                count = os.pwrite(self.descriptor, data, place)
+                data, place = data[count:], place + count
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
