@@ -133,23 +133,27 @@ class Spool:
 
         Durability `each` returns when the name would survive a power cut, `group` when it will soon.
         """
-        new = not target.exists() and self._link(file, target)
+        folder = target.parent
+        new = not os.path.exists(target) and self._link(file, target, folder)
         if self._backlog is None:
-            _sync_folder(target.parent)
+            _sync_folder(folder)
         elif new:
             self._backlog.add(os.dup(file.descriptor), target)
         return new
 
-    def _link(self, file: BlockFile, target: Path) -> bool:
+    def _link(self, file: BlockFile, target: Path, folder: Path) -> bool:
         if self._backlog is None:
             os.fdatasync(file.descriptor)
-        if not target.parent.exists():
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(target.parent.parent)
         try:
             os.link(file.path, target)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self.images)
+            return self._link(file, target, folder)
         return True
 
     def files(self) -> Iterator[Path]:
@@ -256,19 +260,18 @@ class Part:
         target, digest = self._spool.place(study_uid, sop_instance_uid), self._digest.hexdigest()
         try:
             self._file.finish()
-            if self._settled(target, digest):
-                return _stored(target, digest)
+            if self._spool.settle(self._file, target):
+                return _stored(target, digest, os.fstat(self._file.descriptor))
+            if Spool.digest_of(target) == digest:
+                return _stored(target, digest, target.stat())
             beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
-            if self._settled(beside, digest):
-                return _stored(beside, digest, conflict=True)
+            if self._spool.settle(self._file, beside) or Spool.digest_of(beside) == digest:
+                return _stored(beside, digest, beside.stat(), conflict=True)
             raise OutOfResources(f"{beside}: other bytes stand under the name that is their digest")
         except OSError as error:
             raise self._failed(error) from error
         finally:
             self.discard()
-
-    def _settled(self, target: Path, digest: str) -> bool:
-        return self._spool.settle(self._file, target) or Spool.digest_of(target) == digest
 
     def discard(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
@@ -315,8 +318,7 @@ class _Backlog:
                 self._waiting.task_done()
 
 
-def _stored(path: Path, digest: str, *, conflict: bool = False) -> Stored:
-    status = path.stat()
+def _stored(path: Path, digest: str, status: os.stat_result, *, conflict: bool = False) -> Stored:
     return Stored(path, digest, status.st_size, status.st_mtime, conflict)
 
 
