@@ -91,7 +91,7 @@ class Reception:
     def abandon(self) -> None:
         """Leave nothing behind of an object that was not kept."""
         if self._part is not None:
-            self._part.discard()
+            self._part.abandon()
             self._part = None
 
     def _refuse(self, refused: Refused) -> None:

@@ -60,7 +60,7 @@ class Spool:
         self.images = home / "spool"
         self.incoming = self.images / "incoming"
         self.reports = home / "reports"
-        self.reserve_bytes = reserve_bytes
+        self.reserve_bytes, self.durability = reserve_bytes, durability
         self._backlog = _Backlog() if durability == "group" else None
         for folder in (home, self.images, self.incoming, self.reports):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -101,8 +101,7 @@ class Spool:
         try:
             with closing(BlockFile(part)) as file:
                 file.write(content)
-                file.finish()
-                os.fdatasync(file.descriptor)
+                file.finish(durably=True)
                 os.rename(part, target)
             _sync_folder(target.parent)
         except OSError as error:
@@ -129,12 +128,12 @@ class Spool:
             )
 
     def settle(self, file: BlockFile, target: Path) -> bool:
-        """Give a written file its name for good; False when the name is taken.
+        """Give a finished file its name for good; False when the name is taken.
 
         Durability `each` returns when the name would survive a power cut, `group` when it will soon.
         """
         folder = target.parent
-        new = not os.path.exists(target) and self._link(file, target, folder)
+        new = self._link(file, target, folder)
         if self._backlog is None:
             _sync_folder(folder)
         elif new:
@@ -142,8 +141,6 @@ class Spool:
         return new
 
     def _link(self, file: BlockFile, target: Path, folder: Path) -> bool:
-        if self._backlog is None:
-            os.fdatasync(file.descriptor)
         try:
             os.link(file.path, target)
         except FileExistsError:
@@ -199,19 +196,19 @@ class Part:
     def __init__(self, spool: Spool, header: bytes) -> None:
         self._spool, self._offset = spool, len(header)
         self._path = spool.incoming / f"{uuid4().hex}.part"
-        self._digest, self._size, self._look_again = hashlib.sha256(), 0, _LOOK_AGAIN
+        self._size, self._look_again = 0, _LOOK_AGAIN
         self._head = bytearray()
         try:
             self._file = BlockFile(self._path)
         except OSError as error:
             raise self._failed(error) from error
-        self._file.write(header)
+        self._file.write_head(header)
 
     def __enter__(self) -> Part:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.discard()
+        self.abandon()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append to the data set.
@@ -225,7 +222,6 @@ class Part:
             self._look_again = self._size + _LOOK_AGAIN
         if len(self._head) < _HEAD:
             self._head += data[: _HEAD - len(self._head)]
-        self._digest.update(data)
         try:
             self._file.write(data)
         except OSError as error:
@@ -257,9 +253,10 @@ class Part:
         Raises:
             OutOfResources: the disk failed; nothing is left behind.
         """
-        target, digest = self._spool.place(study_uid, sop_instance_uid), self._digest.hexdigest()
+        target = self._spool.place(study_uid, sop_instance_uid)
         try:
-            self._file.finish()
+            self._file.finish(durably=self._spool.durability == "each")
+            digest = self._file.digest
             if self._spool.settle(self._file, target):
                 return _stored(target, digest, os.fstat(self._file.descriptor))
             if Spool.digest_of(target) == digest:
@@ -271,9 +268,9 @@ class Part:
         except OSError as error:
             raise self._failed(error) from error
         finally:
-            self.discard()
+            self.abandon()
 
-    def discard(self) -> None:
+    def abandon(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
         if not self._file.closed:
             discard(self._path)
