@@ -140,7 +140,9 @@ class Orthanc:
                 }
             )
         )
-        with running([program("Orthanc"), str(config)], self.folder / "orthanc.log", {"TCP_NODELAY": "1"}):
+        log = self.folder / "orthanc.log"
+        with running([program("Orthanc"), str(config)], log, {"TCP_NODELAY": "1"}) as process:
+            self.pid = process.pid
             eventually(lambda: self.get("/system"), 30)
             yield self
 

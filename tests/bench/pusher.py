@@ -100,7 +100,7 @@ def stores(sop_class: str, wanted: Iterator[tuple[bytes, bytes]], longest: int) 
     for number, (instance, image) in enumerate(wanted):
         command = _element(0x0002, _even(sop_class)) + _element(0x0100, b"\1\0")
         command += _element(0x0110, struct.pack("<H", number % 65535 + 1)) + _element(0x0700, b"\0\0")
-        command += _element(0x0800, b"\1\0") + _element(0x1000, instance)
+        command += _element(0x0800, b"\1\0") + _element(0x1000, instance + b"\0" * (len(instance) % 2))
         command = _element(0x0000, struct.pack("<I", len(command))) + command
         head = struct.pack(">BBIIBB", 4, 0, len(command) + 6, len(command) + 2, 1, 3)
         body: Body = [head, command]
