@@ -26,6 +26,7 @@ from dicom_node.report import encode
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
+from dicom_node.uids import sheet_uid
 from labeler.dicom import instance_number
 from labeler.slices import Source
 from labeler.sr import ReportedLabels, read_report
@@ -63,31 +64,34 @@ def amend(
         uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
     )
     destinations = [peer.name for peer in settings.receivers_of_reports]
-    note = rejection_beside(settings, ledger, spool, written, made)
+    notes = rejections_beside(settings, ledger, spool, written, made)
     remark = correction(made, report, words)
-    ledger.enter_remark(remark, path, written, destinations, note, settings.receivers_of_rejections)
+    ledger.enter_remark(remark, path, written, destinations, notes, settings.receivers_of_rejections)
     return written
 
 
-def rejection_beside(
+def rejections_beside(
     settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, successor: Dataset
-) -> WrittenReport | None:
-    """The note on the report that a new one supersedes, written where somebody gets notes."""
-    earlier = ledger.issued.report(written.predecessor) if written.predecessor else None
-    if earlier is None or not earlier.path.exists() or not settings.receivers_of_rejections:
-        return None
-    rejected = dcmread(earlier.path)
-    note = passed_rejection(rejection_of(rejected, successor), rejected)
-    uid = str(note.SOPInstanceUID)
-    return replace(
-        written,
-        sop_instance_uid=uid,
-        sop_class_uid=str(note.SOPClassUID),
-        path=spool.store_report(uid, encode(note)),
-        predecessor=None,
-        summary="",
-        kind=Kind.REJECTION,
-    )
+) -> list[WrittenReport]:
+    """The notes on the report that a new one supersedes and on the sheet to it, written where somebody gets notes."""
+    if not written.predecessor or not settings.receivers_of_rejections:
+        return []
+    issued = ledger.issued
+    earlier = issued.report(written.predecessor), issued.sheet(sheet_uid(written.predecessor))
+    rejected = [dcmread(item.path) for item in earlier if item is not None and item.path.exists()]
+    notes = [passed_rejection(rejection_of(one, successor), one) for one in rejected]
+    return [
+        replace(
+            written,
+            sop_instance_uid=str(note.SOPInstanceUID),
+            sop_class_uid=str(note.SOPClassUID),
+            path=spool.store_report(str(note.SOPInstanceUID), encode(note)),
+            predecessor=None,
+            summary="",
+            kind=Kind.REJECTION,
+        )
+        for note in notes
+    ]
 
 
 def _current(ledger: Ledger, report_uid: str) -> WrittenReport:

@@ -148,13 +148,15 @@ class Deliverer:
         return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
 
     def _check_rejection(self, due: DueDelivery, peer: Peer) -> None:
-        """A note goes where the report that it rejects is stored, and after the one that supersedes it."""
+        """A note goes where the object that it rejects is stored, and after the report that supersedes that."""
         if not peer.reject_superseded:
             raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
         evidence = evidence_of(dcmread(due.path))
         for rejected in evidence:
+            if self.ledger.deliveries.is_under_way(rejected, peer.name):
+                raise NotYet(f"{peer.name} has not stored what is to be rejected yet: {rejected}")
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
-                raise NotTaken(f"{peer.name} has not stored the report under its own UID; there is nothing to reject")
+                raise NotTaken(f"{peer.name} has not stored {rejected} under its own UID; there is nothing to reject")
             newer = self.ledger.issued.successor_of(rejected)
             if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
                 raise NotYet(f"{peer.name} has not stored the report that supersedes {rejected} yet")

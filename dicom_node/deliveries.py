@@ -134,6 +134,12 @@ class Deliveries:
         with self.store.engine.connect() as connection:
             return str(connection.execute(select(delivery.c.sent_uid).where(key)).scalar() or "")
 
+    def is_under_way(self, report_uid: str, destination: str) -> bool:
+        """Is a destination still to store this?"""
+        waiting = and_(_fitting(destination, report_uid), delivery.c.state == Delivery.WAITING)
+        with self.store.engine.connect() as connection:
+            return connection.execute(select(delivery.c.state).where(waiting)).first() is not None
+
     def settle(
         self,
         due: DueDelivery,

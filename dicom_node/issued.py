@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from dicom_node.deliveries import Deliveries
 from dicom_node.schema import Store, delivery, report
 from dicom_node.study import Kind, WrittenReport
+from dicom_node.uids import sheet_uid
 
 
 class Issued:
@@ -25,7 +26,10 @@ class Issued:
         self.store, self._deliveries = store, deliveries
 
     def enter(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> None:
-        """Enter a report, sheet or note, and owe it to every destination; what it succeeds is superseded."""
+        """Enter a report, sheet or note, and owe it to every destination.
+
+        What a report succeeds is superseded by it, and so is the sheet to that.
+        """
         values = {
             "sop_instance_uid": written.sop_instance_uid,
             "kind": written.kind,
@@ -39,7 +43,8 @@ class Issued:
         }
         connection.execute(self.store.insert(report).values(values).on_conflict_do_nothing())
         if written.predecessor:
-            key = and_(report.c.sop_instance_uid == written.predecessor, report.c.superseded_by == "")
+            earlier = [written.predecessor, sheet_uid(written.predecessor)]
+            key = and_(report.c.sop_instance_uid.in_(earlier), report.c.superseded_by == "")
             connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
         self._deliveries.enter(connection, written, destinations)
 
@@ -65,7 +70,7 @@ class Issued:
         return [_written(row) for row in self._reports(report.c.study_uid == study_uid)]
 
     def successor_of(self, sop_instance_uid: str) -> str:
-        """The report that supersedes this one; empty where none does."""
+        """The report that supersedes this one, or the one to which this is the sheet; empty where none does."""
         wanted = select(report.c.superseded_by).where(report.c.sop_instance_uid == sop_instance_uid)
         with self.store.engine.connect() as connection:
             return str(connection.execute(wanted).scalar() or "")

@@ -270,13 +270,13 @@ class Ledger:
         path: Path,
         successor: WrittenReport | None = None,
         destinations: Sequence[str] = (),
-        rejection: WrittenReport | None = None,
+        rejections: Iterable[WrittenReport] = (),
         rejections_to: Sequence[str] = (),
     ) -> None:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries.
 
         Args:
-            rejection: the note on the report that it supersedes, where somebody gets one.
+            rejections: the notes on what it supersedes, where somebody gets them.
         """
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
@@ -284,7 +284,7 @@ class Ledger:
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
                 self.issued.enter(connection, successor, destinations)
-            if rejection is not None:
+            for rejection in rejections:
                 self.issued.enter(connection, rejection, rejections_to)
             if destinations:
                 done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node import report as reports
-from dicom_node.corrections import listen, rejection_beside
+from dicom_node.corrections import listen, rejections_beside
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
@@ -34,7 +34,7 @@ from dicom_node.peek import peek
 from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
 from dicom_node.settings import Settings
-from dicom_node.sheet import best_planes, sheet_of, sheet_uid
+from dicom_node.sheet import best_planes, sheet_of
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,
@@ -45,7 +45,7 @@ from dicom_node.study import (
     State,
     WrittenReport,
 )
-from dicom_node.uids import content_of, report_uid
+from dicom_node.uids import content_of, report_uid, sheet_uid
 from labeler.dicom import Read, series_of
 from labeler.errors import LabelerError
 from labeler.sandbox import Bounds, shared_sandbox
@@ -257,9 +257,8 @@ class Pipeline:
             predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
             summary=json.dumps(summary_of(answer, context)),
         )
-        rejection = rejection_beside(self.settings, self.ledger, self.spool, report, built)
-        beside = [*self._sheet(report, built, answer, pictures, context), *([rejection] if rejection else [])]
-        return [report, *beside], notes
+        rejections = rejections_beside(self.settings, self.ledger, self.spool, report, built)
+        return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
 
     def _report_uid(self, instances: Sequence[Instance]) -> str:
         return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)

@@ -17,7 +17,7 @@ from pydicom.uid import RLELossless
 from dicom_node.chart import Caption, drawn
 from dicom_node.header import safe_header
 from dicom_node.report import Context, verdict_of
-from dicom_node.uids import derived
+from dicom_node.uids import derived, sheet_uid
 from labeler.result import SeriesLabels
 from labeler.slices import FloatImage, Series
 from labeler.vocabulary import vocabulary
@@ -26,11 +26,6 @@ from labeler.vocabulary import vocabulary
 _SERIES_NUMBER_AFTER = 1000
 _COPIED = ("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber", "TimezoneOffsetFromUTC")
 _IDENTITY = ("IssuerOfPatientID", "OtherPatientIDsSequence", "PatientIdentityRemoved", "DeidentificationMethod")
-
-
-def sheet_uid(report_uid: str) -> str:
-    """The SOP Instance UID of the sheet to a report."""
-    return derived("sheet", report_uid)
 
 
 def best_planes(series: Series, answer: SeriesLabels) -> dict[str, FloatImage]:

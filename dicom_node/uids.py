@@ -29,6 +29,16 @@ def report_uid(source_series_uid: str, content: str, fingerprint: str) -> str:
     return derived("report", source_series_uid, content, fingerprint)
 
 
+def sheet_uid(report_uid: str) -> str:
+    """The sheet to a report."""
+    return derived("sheet", report_uid)
+
+
+def rejection_uid(sop_instance_uid: str) -> str:
+    """The note that rejects a report, or the sheet to one."""
+    return derived("rejection", sop_instance_uid)
+
+
 def content_of(instances: Iterable[tuple[str, str]]) -> str:
     """Hash over (SOP Instance UID, digest of its bytes) in any order: what a report is a report of."""
     joined = "\n".join(f"{uid} {digest}" for uid, digest in sorted(instances))

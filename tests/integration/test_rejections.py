@@ -16,9 +16,10 @@ from dicom_node.demo.archive import Archive
 from dicom_node.gate import evidence_of
 from dicom_node.status import story
 from dicom_node.study import Delivery, State
+from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series
 from tests.parts import Bench
-from tests.support import errors_of_dciodvfy, errors_of_dsrdump
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed
 
 
 @pytest.fixture
@@ -37,9 +38,18 @@ def a_grown_study(bench: Bench) -> str:
     return study
 
 
+def files_of_notes(archive: Archive) -> list[Path]:
+    files = archive.folder.glob("*.dcm")
+    return [file for file in files if dcmread(file).SOPClassUID == KeyObjectSelectionDocumentStorage]
+
+
 def notes(archive: Archive) -> list[Dataset]:
-    objects = (dcmread(path) for path in archive.folder.glob("*.dcm"))
-    return [one for one in objects if one.SOPClassUID == KeyObjectSelectionDocumentStorage]
+    return [dcmread(file) for file in files_of_notes(archive)]
+
+
+def errors_of_notes(archive: Archive) -> list[str]:
+    validators = (errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed)
+    return [error for file in files_of_notes(archive) for validator in validators for error in validator(file)]
 
 
 def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(bench: Bench, archive: Archive) -> None:
@@ -57,8 +67,7 @@ def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(benc
     (note,) = notes(archive)
     assert evidence_of(note) == {earlier.sop_instance_uid}
     assert note.ConceptNameCodeSequence[0].CodeMeaning == "Rejected for Quality Reasons"
-    (file,) = (path for path in archive.folder.glob("*.dcm") if dcmread(path).SOPInstanceUID == note.SOPInstanceUID)
-    assert errors_of_dciodvfy(file) + errors_of_dsrdump(file) == []
+    assert errors_of_notes(archive) == []
     row = bench.ledger.study(study)
     assert row is not None
     assert row.state == State.SENT
@@ -76,6 +85,44 @@ def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: B
         bench.deliver_all()
         bench.clock.now += 60
     assert [evidence_of(note) for note in notes(archive)] == [{report.sop_instance_uid}]
+
+
+def test_the_sheet_to_a_corrected_report_is_rejected_by_a_note_of_its_own(tmp_path: Path, archive: Archive) -> None:
+    bench = Bench(tmp_path / "home", archive.port, reject_superseded=True, sheet=True)
+    study = bench.take(a_series("torso", 6, name="sheet rejected"))
+    bench.label(study)
+    bench.deliver_all()
+    (report,) = bench.ledger.issued.of_study(study)
+    when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
+    change = [Change("brain", True)]
+    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)
+    for _ in range(2):
+        bench.deliver_all()
+        bench.clock.now += 60
+    found = notes(archive)
+    assert sorted(map(sorted, map(evidence_of, found))) == sorted(
+        [[report.sop_instance_uid], [sheet_uid(report.sop_instance_uid)]]
+    )
+    assert len({note.SeriesInstanceUID for note in found}) == len({note.SeriesNumber for note in found}) == 2
+    assert errors_of_notes(archive) == []
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT
+
+
+def test_a_note_waits_until_what_it_rejects_has_arrived_too(bench: Bench, archive: Archive) -> None:
+    images = a_series("torso", 8, name="rejected before it came")
+    study = bench.take(images[:6])
+    bench.label(study)
+    bench.take(images[6:])
+    bench.label(study)
+    earlier, newer = bench.ledger.issued.of_study(study)
+    assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
+    assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.WAITING
+    bench.clock.now += 60
+    assert bench.deliverer.deliver(earlier.sop_instance_uid, "pacs") == Delivery.SENT
+    assert bench.deliver_all() == [Delivery.SENT]
+    assert [evidence_of(note) for note in notes(archive)] == [{earlier.sop_instance_uid}]
 
 
 def test_our_own_note_that_comes_back_is_no_dispute(bench: Bench, archive: Archive) -> None:
