@@ -28,6 +28,7 @@ from pydicom.valuerep import DT
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.groups import coded, separate, shown_name, slabs, summaries
+from dicom_node.header import compared
 from dicom_node.uids import derived
 from labeler.aggregate import findings
 from labeler.result import Finding, SliceLabels
@@ -88,6 +89,7 @@ def amended(
     report: Dataset,
     said: ReportedLabels,
     sources: Sequence[Source],
+    header: Dataset,
     changes: Sequence[Change],
     verifier: Verifier,
     when: datetime,
@@ -99,6 +101,7 @@ def amended(
     Args:
         said: the report's labels as they are (`labeler.sr.read_report`).
         sources: its images, or frames, in the report's order and with the numbers by which people know them.
+        header: of one of its images, which is compared with the corrected labels.
         when: when the person said so.
     Raises:
         ConfigurationError: the changes change nothing.
@@ -118,7 +121,7 @@ def amended(
             box.ContentSequence = list(_measurements(box, after, touched, words, (uid,)))
     box = next(i for i in tree if i.ValueType == "CONTAINER" and concept_of(i) != IMAGING_MEASUREMENTS)
     told = "; ".join(str(change) for change in changes) + (f". {comment}" if comment else "")
-    box.ContentSequence = list(_evaluations(box, after, words, told))
+    box.ContentSequence = list(_evaluations(box, after, touched, header, words, told))
     made.ContentSequence = tree
     separate(made)
     return made
@@ -204,29 +207,43 @@ def _said(after: Sequence[SliceLabels], labels: set[str], words: Vocabulary) -> 
     return findings(mask.astype(np.float32), mask, words)
 
 
-def _evaluations(box: Dataset, after: Sequence[SliceLabels], words: Vocabulary, told: str) -> Iterator[Dataset]:
+def _evaluations(
+    box: Dataset, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary, told: str
+) -> Iterator[Dataset]:
     """Target regions as they follow from the corrected labels, the summary, and what was changed."""
-    stations = tuple(name for name in words.stations if any(name in item.present for item in after))
+    stations = _shown(words.stations, after)
     region = words.region(stations) if stations else None
     for code in [region.code] if region else [words[name].code for name in stations]:
         yield CodeContentItem(CodedConcept(_TARGET_REGION, "DCM", "Target Region"), coded(code), _CONTAINS)
     for item in box.ContentSequence:
         if concept_of(item) == _SUMMARY:
-            yield TextContentItem(codes.DCM.Summary, _summary(str(item.TextValue), after, words), _CONTAINS)
+            text = _summary(str(item.TextValue), after, touched, header, words)
+            yield TextContentItem(codes.DCM.Summary, text, _CONTAINS)
         elif concept_of(item) != _TARGET_REGION:
             yield item
     yield TextContentItem(CodedConcept(_COMMENT, "DCM", "Comment"), f"Corrected: {told}", _CONTAINS)
 
 
-def _summary(text: str, after: Sequence[SliceLabels], words: Vocabulary) -> str:
-    """The report's own lines with the stations and organs as they are now."""
-    shown = {name for item in after for name in item.present}
-    now = {
-        "Body stations": "; ".join(shown_name(name, words) for name in words.stations if name in shown),
-        "Organs": ", ".join(shown_name(name, words) for name in words.organs if name in shown),
-    }
+def _summary(text: str, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary) -> str:
+    """The report's own lines; stations, organs, and what the header says against them, as they are now."""
+    stations, organs = _shown(words.stations, after), _shown(words.organs, after)
+    answered = {shown_name(name, words) for name in touched}
     lines = []
     for line in text.replace(_UNVERIFIED_LINE, _VERIFIED_LINE).splitlines():
-        title = line.split(":", 1)[0]
-        lines.append(f"{title}: {now[title] or 'none'}" if title in now else line)
+        title, _, said = line.partition(": ")
+        if title == "Body stations":
+            lines.append(f"{title}: {'; '.join(shown_name(name, words) for name in stations) or 'none'}")
+            lines += compared(header, stations, words).lines()
+        elif title == "Organs":
+            lines.append(f"{title}: {', '.join(shown_name(name, words) for name in organs) or 'none'}")
+        elif title == "Not sure":
+            left = [name for name in said.split(", ") if name not in answered]
+            lines += [f"{title}: {', '.join(left)}"] if left else []
+        elif not title.startswith("Header "):
+            lines.append(line)
     return "\r\n".join(lines)
+
+
+def _shown(names: Sequence[str], after: Sequence[SliceLabels]) -> tuple[str, ...]:
+    """Those of the labels that any image shows."""
+    return tuple(name for name in names if any(name in item.present for item in after))

@@ -93,7 +93,7 @@ def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
     from dicom_node import notify
     from dicom_node.logs import configure
-    from dicom_node.supervise import await_ports, supervised
+    from dicom_node.supervise import await_ports, introduce, supervised
 
     configure()
     stop, wanted = _until_told(), settings()
@@ -101,6 +101,7 @@ def up() -> None:
     node = supervised(wanted, Chosen.config)
     node.start()
     notify.ready()
+    introduce(wanted, Chosen.config)
     try:
         node.run(stop)
     finally:

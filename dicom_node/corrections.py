@@ -19,6 +19,7 @@ from dicom_node.amend import Change, Verifier, amended
 from dicom_node.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.errors import Quarantine
 from dicom_node.gate import inspected, passed_rejection
+from dicom_node.header import compared
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.rejection import rejection_of
@@ -56,12 +57,19 @@ def amend(
     said = read_report(report, words)
     if said is None:
         raise Quarantine(f"report {report_uid} lists no images")
-    sources = _sources(said, ledger.instances(row.study_uid), report_uid)
-    made = amended(report, said, sources, changes, verifier, when, words, comment)
+    sources, header = _sources(said, ledger.instances(row.study_uid), report_uid), _header(ledger, row)
+    made = amended(report, said, sources, header, changes, verifier, when, words, comment)
     uid = str(made.SOPInstanceUID)
     path = spool.store_report(uid, inspected(encode(made), report, {image for _, image in said.images}, words))
     written = WrittenReport(
-        uid, str(made.SOPClassUID), row.study_uid, row.source_series_uid, row.content, path, report_uid, row.summary
+        uid,
+        str(made.SOPClassUID),
+        row.study_uid,
+        row.source_series_uid,
+        row.content,
+        path,
+        report_uid,
+        _revised(row.summary, made, header),
     )
     destinations = [peer.name for peer in settings.receivers_of_reports]
     notes = rejections_beside(settings, ledger, spool, written, made)
@@ -124,6 +132,23 @@ def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: st
     return sources
 
 
+def _header(ledger: Ledger, report: WrittenReport) -> Dataset:
+    """Of an image of the report's series; empty where none is left in the spool."""
+    images = (i for i in ledger.instances(report.study_uid) if i.series_uid == report.source_series_uid)
+    path = next((image.path for image in images if not image.conflict and image.path.exists()), None)
+    return dcmread(path, stop_before_pixels=True) if path else Dataset()
+
+
+def _revised(summary: str, made: Dataset, header: Dataset) -> str:
+    """What the ledger keeps of a report, as it is after a correction."""
+    words, said = vocabulary(), read_report(made, vocabulary())
+    shown = frozenset().union(*said.seen.values()) if said else frozenset()
+    stations = tuple(name for name in words.stations if name in shown)
+    kept = {key: value for key, value in json.loads(summary or "{}").items() if key != "findings"}
+    now = {"stations": stations, "organs": [name for name in words.organs if name in shown]}
+    return json.dumps({**kept, **now, **(compared(header, stations, words).summary() if header else {})})
+
+
 # -- heard from PACS -----------------------------------------------------------------------------------------------
 
 
@@ -177,7 +202,7 @@ def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dat
         before.content,
         instance.path,
         remark.report_uid,
-        before.summary,
+        _revised(before.summary, data_set, _header(ledger, before)),
     )
 
 

@@ -10,8 +10,10 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import Any
 
 from highdicom import SpecificCharacterSetValues
+from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.valuerep import DA, TM
 
@@ -96,6 +98,32 @@ class Verdict:
     keyword: str = "BodyPartExamined"
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A header against the labels: Body Part Examined, and whatever else of it names a body part."""
+
+    verdict: Verdict
+    others: tuple[Verdict, ...]
+
+    def lines(self) -> list[str]:
+        """As a report's summary says it."""
+        main = self.verdict
+        claimed, implied = main.claimed or "(empty)", main.implied or "none"
+        differing = (other for other in self.others if other.agreement == Agreement.DIFFER)
+        return [
+            f"Header Body Part Examined: {claimed}; pixels: {implied} -> {main.agreement.value}",
+            *(f"Header {dictionary_description(o.keyword)}: {o.claimed} -> {o.agreement.value}" for o in differing),
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        main = self.verdict
+        return {
+            "header": {"claimed": main.claimed, "implied": main.implied, "agreement": main.agreement.value},
+            "others": {other.keyword: other.agreement.value for other in self.others},
+        }
+
+
 #: Terms that a header may use for a station or a part of it, beside the station's own (PS3.16 Annex L and older use).
 _WITHIN: dict[str, frozenset[str]] = {
     "head": frozenset({"HEAD", "BRAIN", "SKULL", "ORBIT", "FACE", "IAC", "SINUS", "PSINUS", "JAW", "HEADNECK", "TMJ"}),
@@ -116,6 +144,11 @@ _WITHIN: dict[str, frozenset[str]] = {
 #: Free text that often names a body part, and short forms that it uses.
 _DESCRIPTIONS = ("ProtocolName", "SeriesDescription", "StudyDescription")
 _SHORT = {"ABD": "ABDOMEN", "ABDO": "ABDOMEN", "PELV": "PELVIS", "THX": "THORAX", "CEREBRUM": "BRAIN", "LWS": "LSPINE"}
+
+
+def compared(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Comparison:
+    """All that a header says of the body part against the stations that the pixels show."""
+    return Comparison(compare(source, stations, words), compare_others(source, stations, words))
 
 
 def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Verdict:

@@ -7,7 +7,7 @@ A backlog is told by time: what waits, and since when. Clocks are compared where
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ _LONG = 900.0
 _HOUR = 3600.0
 #: Seconds after which a silent process is no longer spoken of.
 _FORGOTTEN = 24 * _HOUR
+#: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
+_COMMANDS = {
+    "receive": "receive",
+    "watch": "watch",
+    "label": "worker --queues label",
+    "deliver": "worker --queues deliver",
+}
 
 
 @dataclass(frozen=True)
@@ -58,13 +65,15 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
             yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
         else:
             yield Finding(sign.process, sign.doing)
-    for kind in sorted({"receive", "watch", "worker"} - {_kind(sign.process) for sign in signs}):
-        yield Finding(kind, "does not run", f"start `dicom-node {kind}`, or `dicom-node up` for all")
+    for kind in missing(sign.process for sign in signs):
+        yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
 
 
-def _kind(process: str) -> str:
-    name = process.partition("@")[0]
-    return name if name in ("receive", "watch") else "worker"
+def missing(processes: Iterable[str]) -> list[str]:
+    """Parts of a node that none of these processes is; a worker of another name is taken to work for both queues."""
+    names = {process.partition("@")[0] for process in processes}
+    there = names | ({"label", "deliver"} if names - set(_COMMANDS) else set())
+    return [kind for kind in _COMMANDS if kind not in there]
 
 
 def _leases(settings: Settings, ledger: Ledger) -> Iterator[Finding]:

@@ -31,7 +31,7 @@ def configure(level: int = logging.INFO) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    for noisy in ("pynetdicom", "pydicom", "transformers"):
+    for noisy in ("pynetdicom", "pydicom", "transformers", "kombu"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     for quoting in ("utils", "dul", "fsm", "association"):  # they quote what a hostile peer sent; we name it ourselves
         logging.getLogger(f"pynetdicom.{quoting}").setLevel(logging.CRITICAL)

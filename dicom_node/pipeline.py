@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from labeler.label import Labeler
-    from labeler.result import SeriesLabels
+    from labeler.result import Finding, SeriesLabels
     from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
@@ -241,7 +241,7 @@ class Pipeline:
         if not answer.slices:
             return [], notes
         context = self._context(instances, answer, content)
-        verdict = reports.verdict_of(answer, context)
+        verdict = reports.comparison_of(answer, context).verdict
         if verdict.agreement == reports.Agreement.DIFFER:
             log.warning("header differs", series_uid=series_uid, peer=instances[0].peer, claimed=verdict.claimed)
         built = reports.build(answer, context)
@@ -344,12 +344,7 @@ def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:
 
 
 def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]:
-    """What `dicom-node status` and the demo show of a report."""
-    verdict = reports.verdict_of(answer, context)
-    findings = [
-        {**asdict(finding), "images": [[_shown(answer, a), _shown(answer, b)] for a, b in finding.ranges]}
-        for finding in answer.findings
-    ]
+    """What `dicom-node status` and the demo show of a report; images by the numbers that people know."""
     return {
         "modality": answer.modality,
         "plane": answer.plane,
@@ -357,10 +352,20 @@ def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]
         "not_labelled": len(answer.skipped),
         "stations": list(answer.stations),
         "organs": list(answer.organs),
-        "findings": findings,
-        "others": {other.keyword: other.agreement.value for other in reports.others_of(answer, context)},
-        "header": {"claimed": verdict.claimed, "implied": verdict.implied, "agreement": verdict.agreement.value},
+        "findings": [_finding(finding, answer) for finding in answer.findings],
+        **reports.comparison_of(answer, context).summary(),
         "bundle": f"{answer.bundle.name} {answer.bundle.version}",
+    }
+
+
+def _finding(finding: Finding, answer: SeriesLabels) -> dict[str, Any]:
+    return {
+        "name": finding.name,
+        "kind": finding.kind,
+        "images": [[_shown(answer, first), _shown(answer, last)] for first, last in finding.ranges],
+        "best": _shown(answer, finding.best),
+        "certainty": finding.certainty,
+        "mean_certainty": finding.mean_certainty,
     }
 
 

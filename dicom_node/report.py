@@ -27,14 +27,13 @@ from highdicom.sr import (
     RelationshipTypeValues,
     TextContentItem,
 )
-from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.groups import coded, separate, shown_name, slabs, summaries
-from dicom_node.header import Agreement, Verdict, character_set, compare, compare_others, safe_header
+from dicom_node.header import Agreement, Comparison, character_set, compared, safe_header
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
@@ -133,12 +132,9 @@ def uid_of(answer: SeriesLabels, context: Context) -> str:
     return report_uid(str(context.header.SeriesInstanceUID), context.content, answer.bundle.fingerprint)
 
 
-def verdict_of(answer: SeriesLabels, context: Context) -> Verdict:
-    return compare(context.header, answer.stations, vocabulary())
-
-
-def others_of(answer: SeriesLabels, context: Context) -> tuple[Verdict, ...]:
-    return compare_others(context.header, answer.stations, vocabulary())
+def comparison_of(answer: SeriesLabels, context: Context) -> Comparison:
+    """What the header says of the body part, against the labels."""
+    return compared(context.header, answer.stations, vocabulary())
 
 
 # -- header --------------------------------------------------------------------------------------------------------
@@ -278,20 +274,15 @@ def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> C
 
 
 def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) -> list[str]:
-    verdict = verdict_of(answer, context)
     stations = "; ".join(shown_name(name, words) for name in answer.stations)
     organs = ", ".join(shown_name(name, words) for name in answer.organs)
-    claimed = verdict.claimed or "(empty)"
     lines = [
         f"{len(answer.slices)} images labelled by {answer.bundle.name} {answer.bundle.version}. "
         "NOT VERIFIED BY A PERSON.",
         f"Body stations: {stations or 'none found'}",
-        f"Header Body Part Examined: {claimed}; pixels: {verdict.implied or 'none'} -> {verdict.agreement.value}",
+        *comparison_of(answer, context).lines(),
         f"Organs: {organs or 'none found'}",
     ]
-    for other in others_of(answer, context):
-        if other.agreement == Agreement.DIFFER:
-            lines.append(f"Header {dictionary_description(other.keyword)}: {other.claimed} -> {other.agreement.value}")
     if answer.unsure:
         lines.append(f"Not sure: {', '.join(shown_name(name, words) for name in answer.unsure)}")
     if answer.skipped:
@@ -307,4 +298,4 @@ def _without_children(root: Dataset) -> Dataset:
     return bare
 
 
-__all__ = ["Agreement", "Context", "Predecessor", "build", "encode", "others_of", "uid_of", "verdict_of"]
+__all__ = ["Agreement", "Context", "Predecessor", "build", "comparison_of", "encode", "uid_of"]

@@ -370,6 +370,8 @@ def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
         kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
         kind = kinds.get(location[0], Settings)
         return f"no such setting; known: {', '.join(kind.model_fields)}"
+    if problem["type"] in ("frozen_set_type", "tuple_type"):
+        return f'write a list, as {location[-1]} = ["..."] (got {problem.get("input")!r})'
     got = problem.get("input")
     shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""
     return f"{problem['msg'].removeprefix('Value error, ')}{shown}"

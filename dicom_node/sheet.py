@@ -16,7 +16,7 @@ from pydicom.uid import RLELossless
 
 from dicom_node.chart import Caption, drawn
 from dicom_node.header import safe_header
-from dicom_node.report import Context, verdict_of
+from dicom_node.report import Context, comparison_of
 from dicom_node.uids import derived, sheet_uid
 from labeler.result import SeriesLabels
 from labeler.slices import FloatImage, Series
@@ -43,7 +43,7 @@ def sheet_of(report: Dataset, answer: SeriesLabels, pictures: Mapping[str, Float
     header = safe_header(context.header)
     caption = Caption(
         f"series {header.get('SeriesNumber') or '?'}",
-        verdict_of(answer, context),
+        comparison_of(answer, context).verdict,
         str(report.SOPInstanceUID),
         f"{context.finished:%Y-%m-%d %H:%M} UTC",
     )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import select
 
 from dicom_node.call import Caller
@@ -26,10 +28,10 @@ from dicom_node.study import REPORT_CLASSES, State, WrittenReport
 from dicom_node.tasks import Bell, connect
 
 
-def overview(ledger: Ledger) -> Iterator[Table]:
+def overview(ledger: Ledger) -> Iterator[RenderableType]:
     """Studies and deliveries by state, what needs a person, what was not labelled per peer, who was refused."""
-    yield _table("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
-    yield _table(
+    yield _listed("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
+    yield _listed(
         "Deliveries",
         ("state", "destination", "count"),
         ledger.counts(delivery, delivery.c.state, delivery.c.destination),
@@ -55,14 +57,14 @@ def health(found: Iterable[Finding]) -> Table:
     return _table("Health", ("what", "state", "what to do"), rows)
 
 
-def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[Table]:
+def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[RenderableType]:
     """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
     yield from _ailing(ledger)
     rows = [
         (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
         for row in ledger.deliveries.listed(failed, to)
     ]
-    yield _table("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+    yield _listed("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
 
 
 def _ailing(ledger: Ledger) -> Iterator[Table]:
@@ -89,12 +91,12 @@ def _when(seconds: float) -> str:
 _LINES = "the lines below, in the settings"
 
 
-def turned_away(found: Iterable[Rejection]) -> Table:
+def turned_away(found: Iterable[Rejection]) -> RenderableType:
     """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
     cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
     rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, cure) for r, cure in cells)
-    return _table("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
+    return _listed("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
 
 
 def to_paste(found: Iterable[Rejection]) -> str:
@@ -102,7 +104,7 @@ def to_paste(found: Iterable[Rejection]) -> str:
     return "\n\n".join(dict.fromkeys(r.remedy for r in found if "\n" in r.remedy))
 
 
-def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
+def story(ledger: Ledger, study_uid: str) -> Iterator[RenderableType]:
     """Everything the ledger knows of one study.
 
     Raises:
@@ -126,10 +128,10 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[Table]:
         yield _table("Performed steps", ("step", "from", "status", "images named"), said)
     written = ledger.issued.of_study(study_uid)
     reports = [_report_row(item, not ledger.issued.successor_of(item.sop_instance_uid)) for item in written]
-    yield _table("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
+    yield _listed("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
     columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)
-    yield _table(
+    yield _listed(
         "Deliveries", ("report", "to", "state", "attempts", "answer"), ledger.rows(select(*columns).where(wanted))
     )
     remarks = ledger.remarks(study_uid)
@@ -211,6 +213,12 @@ def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
 def _writable(home: Path) -> str:
     place = next(folder for folder in (home, *home.resolve().parents) if folder.exists())
     return "exists" if place == home else f"will be made in {place}"
+
+
+def _listed(title: str, columns: tuple[str, ...], rows: Iterable[Any]) -> RenderableType:
+    """A table, or a word where it would be empty."""
+    there = list(rows)
+    return _table(title, columns, there) if there else Text(f"{title}: none")
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Any) -> Table:

@@ -28,7 +28,7 @@ import structlog
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import CONFIG_VARIABLE, Settings
-from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE
+from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, connect
 
 log = structlog.get_logger("up")
 
@@ -89,8 +89,10 @@ def embedded_broker(home: Path) -> tuple[Program, str]:
         port = probe.getsockname()[1]
     folder = home / "broker"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    command = [str(binary), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    return Program("broker", (*command, "--dir", str(folder))), f"redis://127.0.0.1:{port}/0"
+    keeps_nothing = ("--save", "", "--appendonly", "no", "--dir", str(folder))
+    tells_little = ("--loglevel", "warning", "--logfile", str(folder / "log"))
+    command = (str(binary), "--port", str(port), "--bind", "127.0.0.1", *keeps_nothing, *tells_little)
+    return Program("broker", command), f"redis://127.0.0.1:{port}/0"
 
 
 class Ear:
@@ -266,6 +268,20 @@ def _trouble_at(host: str, port: int) -> OSError | None:
         except OSError as error:
             return error
     return None
+
+
+def introduce(settings: Settings, config: Path | None) -> None:
+    """Say what runs, and what its people should know at once."""
+    log.info(
+        f"{settings.ae_title} at {settings.bind}:{settings.port}; Ctrl-C ends it, `dicom-node status` says how it is",
+        home=str(settings.home),
+        settings=str(config or "the defaults"),
+    )
+    if os.geteuid() == 0:
+        log.warning("runs as root; give it a user of its own, as deploy/ does")
+    if settings.broker and Bell(connect(settings)).time() is None:
+        remedy = "start it, or take `broker` out of the settings for an embedded one; images are taken meanwhile"
+        log.error("the broker does not answer: nothing is labelled or delivered", remedy=remedy)
 
 
 def supervised(settings: Settings, config: Path | None, output: IO[bytes] | None = None) -> Supervisor:

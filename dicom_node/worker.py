@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from typing import Any
 
 import structlog
 from celery import signals
+from celery.platforms import SecurityWarning
 
 from dicom_node import notify
 from dicom_node.ledger import Ledger
@@ -30,12 +32,13 @@ def run_worker(settings: Settings, arguments: list[str]) -> None:
     The solo pool keeps one loaded model per process and leaves CUDA alone; start several for several GPUs.
     """
     configure_logs()
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # `up` says it once, in one line
     connect(settings)
     guard = Guard(settings)
     guard.listen()
     defaults = ["--pool", "solo", "--queues", f"{LABEL_QUEUE},{DELIVER_QUEUE}", "--loglevel", "warning"]
-    quiet = ["--without-gossip", "--without-mingle"]
-    app.worker_main(["worker", *defaults, *quiet, *arguments])
+    alone = ["--without-gossip", "--without-mingle"]
+    app.worker_main(["--quiet", "worker", *defaults, *alone, *arguments])
 
 
 class Guard:
@@ -74,6 +77,7 @@ class Guard:
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._watcher.start()
         notify.ready()
+        log.info("ready for work", worker=self.name)
 
     def _began(self, task_id: str, task: Any, **_: Any) -> None:
         self.dog.heard() if task.name == beat.name else self.dog.began(task_id)

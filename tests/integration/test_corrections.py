@@ -74,6 +74,7 @@ def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Ar
     assert row is not None
     assert row.state == State.SENT
     assert f"removed {label}" in told([shown(bench.ledger.remarks())])
+    assert label not in json.loads(bench.ledger.issued.of_study(study)[-1].summary)["organs"]
 
 
 def test_only_the_newest_report_can_be_amended(bench: Bench, study: str) -> None:
@@ -146,6 +147,7 @@ def test_a_correction_made_elsewhere_supersedes_and_its_changes_are_counted(
     current = bench.ledger.issued.current(report.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == str(theirs.SOPInstanceUID)
+    assert label not in json.loads(current.summary)["organs"]
     assert bench.deliver(study) == [None, None], "PACS sent it; it is not sent back"
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dicom_node.cli import app
-from dicom_node.health import Finding, findings, skews
+from dicom_node.health import Finding, findings, missing, skews
 from dicom_node.ledger import Ledger
 from dicom_node.notify import Signs
 from dicom_node.settings import Settings
@@ -54,10 +54,16 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     assert seen["watch@a"].state == "no sign for 10 min"
     assert seen["receive"].remedy.startswith("start `dicom-node receive`")
     assert "label@gone" not in seen
-    assert "worker" not in seen
+    assert "label" not in seen
+    assert seen["deliver"].remedy.startswith("start `dicom-node worker --queues deliver`")
     shown = told([health(seen.values())])
     assert "busy for 3 s" in shown
     assert "dicom-node receive" in shown
+
+
+def test_a_worker_of_its_own_name_is_taken_for_both() -> None:
+    assert missing(["receive@a", "watch@a", "celery@gpu"]) == []
+    assert missing(["receive@a", "label@a"]) == ["watch", "deliver"]
 
 
 def test_a_process_that_ends_as_told_is_not_missed(ledger: Ledger) -> None:

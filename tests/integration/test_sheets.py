@@ -17,7 +17,7 @@ from dicom_node.demo.archive import Archive
 from dicom_node.errors import Quarantine
 from dicom_node.gate import passed_sheet
 from dicom_node.header import Agreement
-from dicom_node.report import Context, build, encode, verdict_of
+from dicom_node.report import Context, build, comparison_of, encode
 from dicom_node.sheet import sheet_of
 from dicom_node.study import REPORT_CLASSES, Delivery, State
 from tests.factories import a_series, an_answer, changed
@@ -67,7 +67,7 @@ def test_every_verdict_has_its_sign(claimed: str, agreement: Agreement) -> None:
     images = a_series("torso", 3, name="verdict", body_part=claimed)
     shows = (lambda _: ()) if agreement == Agreement.UNSURE else lambda _: ("chest", "lung")
     answer, context = an_answer(images, shows), Context(images[0], "content", datetime(2026, 1, 2))
-    assert verdict_of(answer, context).agreement == agreement
+    assert comparison_of(answer, context).verdict.agreement == agreement
     strip = a_sheet(images, shows).pixel_array[136:196]
     warned = (strip == (240, 160, 40)).all(axis=-1).any()
     assert warned == (agreement == Agreement.DIFFER)

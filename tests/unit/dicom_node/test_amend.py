@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
@@ -27,7 +28,7 @@ def corrected(*changes: Change, comment: str = "") -> Dataset:
     said = read_report(REPORT, WORDS)
     assert said is not None
     sources = [item.source for item in ANSWER.slices]
-    return amended(REPORT, said, sources, changes, WHO, WHEN, WORDS, comment)
+    return amended(REPORT, said, sources, IMAGES[0], changes, WHO, WHEN, WORDS, comment)
 
 
 def labels(report: Dataset) -> list[set[str]]:
@@ -79,6 +80,34 @@ def test_the_target_region_follows() -> None:
     made = corrected(Change("abdomen", False), Change("liver", False))
     regions = [i for i in made.ContentSequence[-1].ContentSequence if concept_of(i) == "123014"]
     assert [region.ConceptCodeSequence[0].CodeMeaning for region in regions] == ["Chest"]
+
+
+def summary(report: Dataset) -> list[str]:
+    box = report.ContentSequence[-1].ContentSequence
+    return next(str(item.TextValue) for item in box if concept_of(item) == "121111").splitlines()
+
+
+def test_the_header_is_compared_with_the_corrected_labels() -> None:
+    assert "Header Body Part Examined: CHEST; pixels: CHESTABDOMEN -> agree" in summary(REPORT)
+    lines = summary(corrected(Change("chest", False), Change("lung", False)))
+    assert "Header Body Part Examined: CHEST; pixels: ABDOMEN -> DIFFER" in lines
+    assert [line for line in lines if line.startswith("Header")] == [lines[2]]
+    assert lines[1] == "Body stations: Abdomen"
+
+
+def test_what_a_person_has_answered_is_no_longer_unsure() -> None:
+    answer = replace(ANSWER, slices=tuple(replace(item, unsure=("heart", "kidney")) for item in ANSWER.slices))
+    report = build(answer, Context(IMAGES[0], "content", datetime(2026, 1, 2)))
+    said = read_report(report, WORDS)
+    assert said is not None
+    sources = [item.source for item in answer.slices]
+    assert "Not sure: Heart, Kidney" in summary(report)
+    for changes, told in (
+        ([Change("kidney", True)], ["Not sure: Heart"]),
+        ([Change("kidney", True), Change("heart", True)], []),
+    ):
+        made = amended(report, said, sources, IMAGES[0], changes, WHO, WHEN, WORDS)
+        assert [line for line in summary(made) if line.startswith("Not sure")] == told
 
 
 def test_a_correction_that_changes_nothing_is_said_to_be_one() -> None:

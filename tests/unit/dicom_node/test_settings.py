@@ -48,6 +48,7 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (("port = 11112", 'port = "x"'), 2, "got 'x'"),
         (('ae_title = "CT1"', 'ae_title = "A TITLE THAT IS TOO LONG"'), 7, "1 to 16 characters"),
         (('host = "10.1.0.0/16"', 'host = "10.1.0.0/99"'), 8, "a host is an address"),
+        (('may = ["push"]', 'may = "push"'), 9, """write a list, as may = ["..."] (got 'push')"""),
         (('may = ["push"]', 'may = ["pull"]'), 9, "'push', 'reports' or 'audit'"),
         (("quiet_seconds = 5", "quiet_seconds = -5"), 10, "greater than 0"),
         (("quiet_seconds = 5", "quit_seconds = 5"), 10, "no such setting; known: name, ae_title"),
