@@ -45,6 +45,7 @@ def contenders() -> list[Contender]:
     needs("storescp", "Orthanc")
     return [
         _node(OURS),
+        _two_receivers(),
         Contender("pynetdicom, encoded_dataset()", _python("encoded"), tls=True),
         Contender("pynetdicom, dataset and save_as()", _python("dataset"), tls=True),
         *([Contender("DCMTK storescp --fork, fdatasync at close", _storescp(True, True))] if which("cc") else []),
@@ -61,7 +62,7 @@ def variants() -> list[Contender]:
     return [
         _node(OURS),
         _node('the same, durability = "group"', 'durability = "group"\n'),
-        _node("the same, receivers = 2", "receivers = 2\n", receivers=2),
+        _two_receivers(),
         _node("the same, fast_path = false", "fast_path = false\n"),
     ]
 
@@ -72,6 +73,10 @@ def issued(folder: Path) -> tuple[Path, Path, Path]:
     if not certificates.exists():
         Authority.founded(certificates).issue("bench")
     return certificates / "bench.pem", certificates / "bench.key", certificates / "ca.pem"
+
+
+def _two_receivers() -> Contender:
+    return _node("the same, receivers = 2", "receivers = 2\n", receivers=2)
 
 
 def _node(name: str, settings: str = "", receivers: int = 1) -> Contender:
