@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from dicom_node import __version__, desk
+from dicom_node import __version__
+from dicom_node.desk import commands
+from dicom_node.desk.shell import Chosen, console, explained, settings
 from dicom_node.settings import find_config
-from dicom_node.shell import Chosen, console, explained, settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +25,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 app.add_typer(config_app, name="config")
-app.add_typer(desk.app)
+app.add_typer(commands.app)
 
 
 def _version(wanted: bool) -> None:
@@ -91,9 +92,9 @@ def chaos(
 @explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
-    from dicom_node import notify
     from dicom_node.logs import configure
-    from dicom_node.supervise import await_ports, introduce, supervised
+    from dicom_node.processes import notify
+    from dicom_node.processes.supervise import await_ports, introduce, supervised
 
     configure()
     stop, wanted = _until_told(), settings()
@@ -115,7 +116,7 @@ def receive() -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
-    from dicom_node.notify import Signs
+    from dicom_node.processes.notify import Signs
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
@@ -152,8 +153,8 @@ def worker(context: typer.Context) -> None:
     """Run a worker: Celery's own command line; its options follow, as in `dicom-node worker --queues label`."""
     import os
 
+    from dicom_node.processes.worker import run_worker
     from dicom_node.settings import CONFIG_VARIABLE
-    from dicom_node.worker import run_worker
 
     if Chosen.config:
         os.environ[CONFIG_VARIABLE] = str(Chosen.config.resolve())
@@ -164,7 +165,7 @@ def worker(context: typer.Context) -> None:
 @explained
 def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """C-ECHO a peer."""
-    from dicom_node.call import Caller
+    from dicom_node.association.call import Caller
     from dicom_node.send import echo as ask
 
     wanted = settings()
@@ -177,9 +178,9 @@ def echo(peer: Annotated[str, typer.Argument(help="Name of a peer in the setting
 @explained
 def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")]) -> None:
     """Ask a peer which objects it would take, in which transfer syntaxes; no object is sent."""
-    from dicom_node.call import Caller
+    from dicom_node.association.call import Caller
+    from dicom_node.desk.status import accepted
     from dicom_node.send import preflight as ask
-    from dicom_node.status import accepted
 
     wanted = settings()
     with Caller(wanted) as caller:
@@ -198,7 +199,7 @@ def send(
     """C-STORE files to a peer."""
     from rich.progress import track
 
-    from dicom_node.call import Caller
+    from dicom_node.association.call import Caller
     from dicom_node.errors import Quarantine
     from dicom_node.send import store
 
@@ -221,7 +222,7 @@ def config_check(
     ] = True,
 ) -> None:
     """Check the settings, echo the peers, and print what the node would do."""
-    from dicom_node.status import checked
+    from dicom_node.desk.status import checked
 
     wanted = settings()
     table, healthy = checked(wanted, Chosen.config, echo_peers)

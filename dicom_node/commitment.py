@@ -18,8 +18,8 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from dicom_node.admission import admit
-from dicom_node.call import Caller, at
+from dicom_node.association.admission import admit
+from dicom_node.association.call import Caller, at
 from dicom_node.errors import Quarantine, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.send import PLAIN, Stored

@@ -10,16 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pydicom.uid import UID, KeyObjectSelectionDocumentStorage, SecondaryCaptureImageStorage
 
 from dicom_node import __version__, mpps
-from dicom_node.audit import AUDIT_CLASSES
+from dicom_node.association.wire import MAXIMUM_PDU
 from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT
-from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import Refused
-from dicom_node.gate import TEMPLATE
 from dicom_node.receive import DECODABLE
+from dicom_node.reports.audit import AUDIT_CLASSES
+from dicom_node.reports.gate import TEMPLATE
 from dicom_node.send import STORED, WANTED
 from dicom_node.settings import Settings, Tls
+from dicom_node.spool.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.study import REPORT_CLASSES
-from dicom_node.wire import MAXIMUM_PDU
 from labeler.vocabulary import Vocabulary, vocabulary
 
 _CHAPTERS = """\

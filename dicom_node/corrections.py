@@ -15,15 +15,15 @@ from pydicom.dataset import Dataset
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.amend import Change, Verifier, amended
-from dicom_node.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.errors import Quarantine
-from dicom_node.gate import inspected, passed_rejection
-from dicom_node.header import compared
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
-from dicom_node.rejection import rejection_of
-from dicom_node.report import encode
+from dicom_node.reports.amend import Change, Verifier, amended
+from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear
+from dicom_node.reports.gate import inspected, passed_rejection
+from dicom_node.reports.header import compared
+from dicom_node.reports.rejection import rejection_of
+from dicom_node.reports.report import encode
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport

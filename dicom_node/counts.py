@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import structlog
 
-from dicom_node.call import Caller
+from dicom_node.association.call import Caller
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.send import objects_of

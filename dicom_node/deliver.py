@@ -16,14 +16,14 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, KeyObjectSelectionDocumentStorage
 
-from dicom_node.call import Caller
+from dicom_node.association.call import Caller
 from dicom_node.commitment import ask, tell
 from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Retry, Stumbled
-from dicom_node.gate import evidence_of, passed, passed_rejection, passed_sheet
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.patience import pause, rest
-from dicom_node.rendition import rendition
+from dicom_node.reports.gate import evidence_of, passed, passed_rejection, passed_sheet
+from dicom_node.reports.rendition import rendition
 from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
 from dicom_node.study import REPORT_CLASSES, Delivery, DueDelivery, Kind

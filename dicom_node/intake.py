@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.audit import AUDIT_CLASSES
-from dicom_node.dataset import Identity, file_header, identify
 from dicom_node.errors import CutOff, IdentityMismatch, NotAuthorised, NotUnderstood, OutOfResources, Refused
 from dicom_node.ledger import Ledger
+from dicom_node.reports.audit import AUDIT_CLASSES
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Part, Spool, Stored
+from dicom_node.spool.dataset import Identity, file_header, identify
 from dicom_node.study import Instance, Sender
 from dicom_node.uids import is_uid
 

@@ -13,7 +13,7 @@ import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.admission import admit
+from dicom_node.association.admission import admit
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.settings import Peer, Settings

@@ -21,10 +21,8 @@ import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import report as reports
 from dicom_node.corrections import listen, rejections_beside
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
-from dicom_node.gate import inspected, passed_sheet
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
@@ -33,8 +31,10 @@ from dicom_node.patience import pause
 from dicom_node.peek import peek
 from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
+from dicom_node.reports import report as reports
+from dicom_node.reports.gate import inspected, passed_sheet
+from dicom_node.reports.sheet import best_planes, sheet_of
 from dicom_node.settings import Settings
-from dicom_node.sheet import best_planes, sheet_of
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,

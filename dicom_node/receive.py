@@ -17,21 +17,21 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import ModalityPerformedProcedureStep, StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.admission import Admission, Caller, admit, crowded
+from dicom_node.association.admission import Admission, Caller, admit, crowded
+from dicom_node.association.messages import Begin
+from dicom_node.association.tls import Renewed
+from dicom_node.association.transport import SEATS, Listener, WaitingRoom, listen
+from dicom_node.association.wire import MAXIMUM_PDU, Command
 from dicom_node.commitment import Commitments
-from dicom_node.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
 from dicom_node.errors import CutOff, OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake, Reception
 from dicom_node.ledger import Ledger
-from dicom_node.messages import Begin
 from dicom_node.mpps import PerformedSteps
-from dicom_node.reconcile import reconcile
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
+from dicom_node.spool.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
+from dicom_node.spool.reconcile import reconcile
 from dicom_node.study import Sender
-from dicom_node.tls import Renewed
-from dicom_node.transport import SEATS, Listener, WaitingRoom, listen
-from dicom_node.wire import MAXIMUM_PDU, Command
 
 log = structlog.get_logger("receive")
 

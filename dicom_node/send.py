@@ -26,7 +26,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 from pynetdicom.status import STATUS_SUCCESS, STATUS_WARNING, code_to_category
 
-from dicom_node.call import Caller, Contexts, at
+from dicom_node.association.call import Caller, Contexts, at
 from dicom_node.errors import NotTaken, Quarantine, Retry, Stumbled
 from dicom_node.settings import Peer
 from dicom_node.study import REPORT_CLASSES

@@ -18,11 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.completion import Known, Steady, judge, to_prepare
 from dicom_node.counts import Counter
 from dicom_node.ledger import Ledger
-from dicom_node.notify import Signs, ready, stopping
 from dicom_node.planes import Planes
-from dicom_node.purge import Purger
+from dicom_node.processes.notify import Signs, ready, stopping
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
+from dicom_node.spool.purge import Purger
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell
 
 log = structlog.get_logger("watch")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dicom_node.association.wire import HEADER, encode_command, p_data
 from dicom_node.ledger import Ledger
-from dicom_node.schema import refusal
+from dicom_node.ledger.schema import refusal
 from dicom_node.settings import Settings, load_settings
-from dicom_node.wire import HEADER, encode_command, p_data
 from tests.support import eventually, free_port, running
 
 CT, IMPLICIT, EXPLICIT, DEFLATED, VERIFICATION, COMMITMENT = (

@@ -9,14 +9,14 @@ from typing import Any
 from pydicom.dataset import Dataset
 from rich.console import Console
 
-from dicom_node.dataset import file_header, identify
 from dicom_node.deliver import Deliverer
 from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import not_labelled
 from dicom_node.pipeline import Pipeline
-from dicom_node.schema import not_labelled
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
+from dicom_node.spool.dataset import file_header, identify
 from dicom_node.study import Delivery, Sender, State
 from labeler.label import Labeler
 from tests.unit.dicom_node.test_spool import bytes_of

@@ -34,25 +34,25 @@ _Place = tuple[str, str | None, str]
 _MOMENTS: dict[str, dict[_Place, tuple[str | None, str | None]]] = {
     "receive": {
         ("os", None, "fdatasync"): (None, "receive: written, not yet named"),
-        ("dicom_node.ledger", "Ledger", "add_instance"): (
+        ("dicom_node.ledger.ledger", "Ledger", "add_instance"): (
             "receive: named, not in the ledger",
             "receive: in the ledger, not answered",
         ),
     },
     "watch": {
-        ("dicom_node.ledger", "Ledger", "complete"): (None, "watch: complete, not rung"),
-        ("dicom_node.ledger", "Ledger", "rung_study"): ("watch: rung, not noted", None),
+        ("dicom_node.ledger.ledger", "Ledger", "complete"): (None, "watch: complete, not rung"),
+        ("dicom_node.ledger.ledger", "Ledger", "rung_study"): ("watch: rung, not noted", None),
     },
     "label": {
         ("labeler.score", "Scorer", "logits"): (None, "label: in the model"),
-        ("dicom_node.spool", "Spool", "store_report"): ("label: report made, not written", None),
-        ("dicom_node.ledger", "Ledger", "settle"): (
+        ("dicom_node.spool.spool", "Spool", "store_report"): ("label: report made, not written", None),
+        ("dicom_node.ledger.ledger", "Ledger", "settle"): (
             "label: report written, not settled",
             "label: settled, nobody told",
         ),
     },
     "deliver": {
-        ("dicom_node.deliveries", "Deliveries", "settle"): ("deliver: PACS has answered, not noted", None),
+        ("dicom_node.ledger.deliveries", "Deliveries", "settle"): ("deliver: PACS has answered, not noted", None),
     },
 }
 
@@ -112,7 +112,7 @@ def _fall(armed: Path, moment: str | None) -> None:
 
 def _supervise_struck() -> None:
     """`up` starts its programs in the same way as it was started itself."""
-    from dicom_node import supervise
+    from dicom_node.processes import supervise
 
     real = supervise.supervised
 

@@ -14,12 +14,11 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import schema
 from dicom_node.chaos.pacs import LIST
 from dicom_node.chaos.plan import ASIDE, UNLABELLED
 from dicom_node.chaos.scans import Expected, Image
 from dicom_node.demo.archive import replaced_by, source_series
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, schema
 from dicom_node.spool import Spool
 from dicom_node.study import OPEN, State
 

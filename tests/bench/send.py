@@ -29,12 +29,12 @@ from pynetdicom import AE
 from rich.console import Console
 from rich.table import Table
 
-from dicom_node.call import Caller
-from dicom_node.dataset import data_set_offset
+from dicom_node.association.call import Caller
 from dicom_node.deliver import Deliverer
 from dicom_node.ledger import Ledger
 from dicom_node.send import store
 from dicom_node.settings import Peer, Settings
+from dicom_node.spool.dataset import data_set_offset
 from dicom_node.study import Delivery, WrittenReport
 from tests.bench.process import cpu_seconds, markdown, written
 from tests.bench.pusher import STORED, associated, pushed, stores

@@ -18,8 +18,8 @@ from pynetdicom.sop_class import (
 )
 
 from dicom_node.commitment import CLASS_CONFLICT, NO_SUCH_OBJECT, judged
+from dicom_node.desk.status import story
 from dicom_node.receive import Receiver
-from dicom_node.status import story
 from dicom_node.study import Delivery, State
 from tests.factories import a_series
 from tests.parts import Bench, told

@@ -20,12 +20,12 @@ from pynetdicom.sop_class import ModalityPerformedProcedureStep
 from sqlalchemy import update
 
 from dicom_node.counts import Counter
+from dicom_node.desk.status import story
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import study
 from dicom_node.receive import Receiver
-from dicom_node.schema import study
 from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
-from dicom_node.status import story
 from dicom_node.study import State, StepStatus
 from dicom_node.tasks import Bell
 from dicom_node.watch import sweep

@@ -11,9 +11,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node import deliveries
 from dicom_node.errors import Superseded
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, deliveries
 from dicom_node.study import Absent, Delivery, State
 from tests.integration.conftest import SetClock
 from tests.integration.test_ledger import a_report, an_instance, queued, state

@@ -12,10 +12,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from dicom_node.amend import Change, Verifier
 from dicom_node.corrections import amend, export, shown
 from dicom_node.demo.archive import Archive
 from dicom_node.errors import ConfigurationError, Quarantine
+from dicom_node.reports.amend import Change, Verifier
 from dicom_node.study import Delivery, RemarkKind, State, WrittenReport
 from labeler.preprocess import PreprocessSpec
 from labeler.vocabulary import vocabulary

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dicom_node.schema import refusal
-from dicom_node.wire import HEADER, LONGEST_COMMAND, p_data
+from dicom_node.association.wire import HEADER, LONGEST_COMMAND, p_data
+from dicom_node.ledger.schema import refusal
 from tests.hostile import (
     ABORTED,
     CT,
@@ -151,7 +151,7 @@ def test_an_ae_title_of_control_characters_is_shown_without_them(node: Besieged)
 
 
 def _refusals():
-    from dicom_node.schema import refusal
+    from dicom_node.ledger.schema import refusal
 
     return refusal.select()
 

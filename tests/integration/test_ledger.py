@@ -83,7 +83,7 @@ def test_other_bytes_under_one_uid_are_kept_and_noted_and_reopen_nothing(ledger:
     assert ledger.add_instance(an_instance(1, digest="other", conflict=True))
     assert state(ledger) == State.QUEUED
     assert len(ledger.instances("1.2")) == 3
-    from dicom_node.schema import not_labelled
+    from dicom_node.ledger.schema import not_labelled
 
     assert ledger.counts(not_labelled, not_labelled.c.reason) == [("another object with this UID came first", 1)]
 
@@ -252,7 +252,7 @@ def test_nothing_labelled_says_why(ledger: Ledger) -> None:
 def test_refusals_are_counted(ledger: Ledger) -> None:
     for _ in range(3):
         ledger.refuse("CT9", "ANATOMY", "10.0.0.1", "unknown")
-    from dicom_node.schema import refusal
+    from dicom_node.ledger.schema import refusal
 
     assert ledger.counts(refusal, refusal.c.calling_ae, refusal.c["count"]) == [("CT9", 3, 1)]
 

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
-from dicom_node.migrations import bring_up
-from dicom_node.schema import metadata, open_engine
+from dicom_node.ledger.migrations import bring_up
+from dicom_node.ledger.schema import metadata, open_engine
 from dicom_node.study import State
 from tests.support import at_once, free_port
 
@@ -46,7 +46,7 @@ def differences(engine: Engine) -> list[object]:
 
 def test_the_steps_lead_to_the_schema(engine: Engine) -> None:
     bring_up(engine)
-    assert differences(engine) == [], 'run: python -m dicom_node.migrations "what changes"'
+    assert differences(engine) == [], 'run: python -m dicom_node.ledger.migrations "what changes"'
 
 
 def test_a_ledger_from_before_there_were_steps_is_brought_up_with_its_rows(engine: Engine, database: str) -> None:

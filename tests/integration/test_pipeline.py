@@ -13,8 +13,8 @@ from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTIma
 from pynetdicom import AE, evt
 
 from dicom_node.demo.archive import Archive
-from dicom_node.discrepancies import compared, counted, listed, write_csv
-from dicom_node.status import overview, story
+from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
+from dicom_node.desk.status import overview, story
 from dicom_node.study import REPORT_CLASSES, Delivery, State
 from tests.factories import a_series, changed
 from tests.parts import LABELER, Bench, told

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless
 
-from dicom_node.status import overview, story
+from dicom_node.desk.status import overview, story
 from dicom_node.study import State
 from labeler.dicom import read_file
 from labeler.sandbox import Bounds, Sandbox

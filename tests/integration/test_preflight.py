@@ -12,11 +12,11 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
-from dicom_node.call import Caller
+from dicom_node.association.call import Caller
+from dicom_node.desk.status import accepted
 from dicom_node.errors import Quarantine, Retry
 from dicom_node.send import WANTED, preflight
 from dicom_node.settings import Peer, Settings
-from dicom_node.status import accepted
 from tests.support import Orthanc, free_port
 
 

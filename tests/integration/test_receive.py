@@ -24,14 +24,14 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, Verification
 from sqlalchemy import select
 
+from dicom_node.association.tls import client_context
+from dicom_node.association.wire import p_data
+from dicom_node.desk.rejections import rejections
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import refusal
 from dicom_node.receive import Receiver, reconcile
-from dicom_node.rejections import rejections
-from dicom_node.schema import refusal
 from dicom_node.settings import Peer, Settings, Tls
 from dicom_node.spool import Spool
-from dicom_node.tls import client_context
-from dicom_node.wire import p_data
 from tests import hostile
 from tests.certificates import Authority
 from tests.factories import a_series, changed
@@ -405,7 +405,7 @@ def test_what_would_admit_a_stranger_is_shown(receiver: Receiver, ledger: Ledger
 
 
 def test_ever_new_names_fill_no_disk(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicom_node.ledger._REFUSALS", 10)
+    monkeypatch.setattr("dicom_node.ledger.ledger._REFUSALS", 10)
     clock = iter(range(1, 1000))
     ledger.clock = lambda: float(next(clock))
     for number in range(30):

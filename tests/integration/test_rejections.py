@@ -10,11 +10,11 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
-from dicom_node.amend import Change, Verifier
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
-from dicom_node.gate import evidence_of
-from dicom_node.status import story
+from dicom_node.desk.status import story
+from dicom_node.reports.amend import Change, Verifier
+from dicom_node.reports.gate import evidence_of
 from dicom_node.study import Delivery, State
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series

@@ -10,10 +10,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node.amend import Change, Verifier, amended
-from dicom_node.gate import complaints
-from dicom_node.rendition import rendition
-from dicom_node.report import Context, Predecessor, build, encode
+from dicom_node.reports.amend import Change, Verifier, amended
+from dicom_node.reports.gate import complaints
+from dicom_node.reports.rendition import rendition
+from dicom_node.reports.report import Context, Predecessor, build, encode
 from dicom_node.study import REPORT_CLASSES
 from labeler.slices import Source
 from labeler.sr import concept_of, read_report

@@ -15,10 +15,10 @@ from pydicom.uid import RLELossless, SecondaryCaptureImageStorage
 
 from dicom_node.demo.archive import Archive
 from dicom_node.errors import Quarantine
-from dicom_node.gate import passed_sheet
-from dicom_node.header import Agreement
-from dicom_node.report import Context, build, comparison_of, encode
-from dicom_node.sheet import sheet_of
+from dicom_node.reports.gate import passed_sheet
+from dicom_node.reports.header import Agreement
+from dicom_node.reports.report import Context, build, comparison_of, encode
+from dicom_node.reports.sheet import sheet_of
 from dicom_node.study import REPORT_CLASSES, Delivery, State
 from tests.factories import a_series, an_answer, changed
 from tests.integration.test_reports import KINDS, shown

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.call import Caller
+from dicom_node.association.call import Caller
 from dicom_node.errors import Retry
 from dicom_node.send import echo, store
 from dicom_node.settings import Peer, Settings, Tls

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.admission import admit, crowded
+from dicom_node.association.admission import admit, crowded
 from dicom_node.settings import Peer, Settings, Tls
 
 SETTINGS = Settings(

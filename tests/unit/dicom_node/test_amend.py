@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from dicom_node.amend import Change, Verifier, amended, parse_change
 from dicom_node.errors import ConfigurationError
-from dicom_node.report import Context, build, encode
+from dicom_node.reports.amend import Change, Verifier, amended, parse_change
+from dicom_node.reports.report import Context, build, encode
 from labeler.sr import concept_of, read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer

@@ -11,14 +11,14 @@ from pydicom import dcmread, dcmwrite
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from dicom_node.dataset import (
+from dicom_node.errors import NotUnderstood
+from dicom_node.spool.dataset import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION,
     file_header,
     identify,
     patient_key,
 )
-from dicom_node.errors import NotUnderstood
 from dicom_node.uids import is_uid
 from tests.factories import a_series
 

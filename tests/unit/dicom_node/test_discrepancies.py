@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.header import Agreement, compare_others
+from dicom_node.reports.header import Agreement, compare_others
 from labeler.vocabulary import vocabulary
 
 WORDS = vocabulary()

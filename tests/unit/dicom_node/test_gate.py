@@ -11,9 +11,9 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import Quarantine
-from dicom_node.gate import complaints, evidence_of, inspected
-from dicom_node.rendition import rendition
-from dicom_node.report import Context, build, encode
+from dicom_node.reports.gate import complaints, evidence_of, inspected
+from dicom_node.reports.rendition import rendition
+from dicom_node.reports.report import Context, build, encode
 from dicom_node.study import REPORT_CLASSES
 from labeler.sr import concept_of
 from labeler.vocabulary import vocabulary

@@ -3,7 +3,7 @@
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.header import Agreement, character_set, compare, safe_header
+from dicom_node.reports.header import Agreement, character_set, compare, safe_header
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series
 

@@ -8,8 +8,8 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, Comprehensive3DSRStorage, ComprehensiveSRStorage, CTImageStorage
 
-from dicom_node.rendition import rendition
-from dicom_node.report import Context, Predecessor, build, encode
+from dicom_node.reports.rendition import rendition
+from dicom_node.reports.report import Context, Predecessor, build, encode
 from dicom_node.study import REPORT_CLASSES
 from tests.factories import a_series, an_answer
 

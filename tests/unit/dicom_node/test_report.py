@@ -6,8 +6,8 @@ from datetime import datetime
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.groups import slab_ranges
-from dicom_node.report import Context, Predecessor, build, encode
+from dicom_node.reports.groups import slab_ranges
+from dicom_node.reports.report import Context, Predecessor, build, encode
 from tests.factories import a_series, an_answer
 
 FINISHED = datetime(2026, 1, 2, 3, 4, 5)

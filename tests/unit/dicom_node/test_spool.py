@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.dataset import file_header, read_spooled
 from dicom_node.errors import NotUnderstood, OutOfResources
 from dicom_node.spool import GROUP, Spool
+from dicom_node.spool.dataset import file_header, read_spooled
 from tests.factories import a_series
 
 SYNTAX = "1.2.840.10008.1.2.1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.supervise import clear_after_dead, die_with
+from dicom_node.processes.supervise import clear_after_dead, die_with
 
 
 def test_only_the_folders_of_dead_supervisors_are_cleared(tmp_path: Path):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dicom_node.association.tls import Renewed, client_context, server_context
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import Peer, Settings, Tls
-from dicom_node.tls import Renewed, client_context, server_context
 from tests.certificates import Authority
 
 

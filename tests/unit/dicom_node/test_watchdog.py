@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node import notify
 from dicom_node.completion import to_prepare
-from dicom_node.supervise import Ear
-from dicom_node.watchdog import Watchdog
+from dicom_node.processes import notify
+from dicom_node.processes.supervise import Ear
+from dicom_node.processes.watchdog import Watchdog
 
 
 class Clock:

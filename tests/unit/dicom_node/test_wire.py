@@ -15,9 +15,9 @@ from pynetdicom.dimse_messages import C_STORE_RSP
 from pynetdicom.pdu import A_ASSOCIATE_RJ, P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
+from dicom_node.association.provider import OVERRIDDEN, BufferedSocket
+from dicom_node.association.wire import HEADER, LONGEST_PDU, fragments, p_data, parse_command, pdu_length, rejection
 from dicom_node.errors import CutOff
-from dicom_node.provider import OVERRIDDEN, BufferedSocket
-from dicom_node.wire import HEADER, LONGEST_PDU, fragments, p_data, parse_command, pdu_length, rejection
 from tests.hostile import command
 
 
@@ -107,7 +107,7 @@ def test_the_names_of_pynetdicom_that_we_replace_are_there():
         if not hasattr(owners[owner], name) and name not in _set_by_instances
     ]
     assert not gone, (
-        f"pynetdicom {__version__} has no {', '.join(gone)} any more: look over dicom_node/provider.py, "
+        f"pynetdicom {__version__} has no {', '.join(gone)} any more: look over dicom_node/association/provider.py, "
         "or run with fast_path = false on a version that has them"
     )
 

@@ -10,7 +10,7 @@ import pytest
 from highdicom.seg import SegmentationTypeValues, SegmentDescription
 from pydicom.sr.codedict import codes
 
-from dicom_node.report import Context, build
+from dicom_node.reports.report import Context, build
 from labeler.preprocess import PreprocessSpec
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer, saved
@@ -130,7 +130,7 @@ def test_dicom_seg_labels_the_images_in_which_it_has_pixels(tmp_path: Path):
 
 def corrected_report(images: list, folder: Path, verified: bool) -> None:
     answer = an_answer(images, lambda i: ("chest", "lung") if i < 2 else ("abdomen", "liver", "kidney"))
-    from dicom_node.report import Predecessor
+    from dicom_node.reports.report import Predecessor
 
     predecessor = Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3")
     report = build(answer, Context(images[0], "c", datetime(2026, 1, 1), 2, predecessor))

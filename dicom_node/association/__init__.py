@@ -1,0 +1,1 @@
+"""What both ends of an association need, from the bytes of a PDU to the listener and the caller."""

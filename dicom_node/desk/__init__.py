@@ -1,0 +1,1 @@
+"""What people ask of the node, and what they order."""

@@ -1,0 +1,179 @@
+"""What people ask of the node, and what they order: one page. All of it is read from the ledger or written to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicom_node.desk.shell import Chosen, console, explained, kept_ledger, settings
+
+app = typer.Typer()
+corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
+app.add_typer(corrections_app, name="corrections")
+deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
+app.add_typer(deliveries_app, name="deliveries")
+
+
+@app.command()
+@explained
+def status(
+    study: Annotated[str | None, typer.Argument(help="A Study Instance UID, for its whole story.")] = None,
+) -> None:
+    """What the node has, does, and did not do, with the reasons."""
+    from dicom_node.desk.health import findings
+    from dicom_node.desk.status import health, overview, story
+
+    wanted = settings()
+    ledger = kept_ledger(wanted)
+    if study is None:
+        source = Chosen.config or "the defaults"
+        console.print(f"{wanted.ae_title}: {wanted.home}, settings from {source}", highlight=False)
+    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
+        console.print(part)
+
+
+@app.command()
+@explained
+def discrepancies(
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values on standard output.")] = False,
+) -> None:
+    """Series whose header names another body part than their pixels show, and how often per scanner."""
+    import sys
+
+    from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
+
+    found = list(compared(kept_ledger(settings())))
+    if as_csv:
+        write_csv(found, sys.stdout)
+    else:
+        console.print(listed(found), counted(found), sep="\n")
+
+
+@app.command()
+@explained
+def rejections() -> None:
+    """Who knocked and was turned away, when and how often, why, and the lines that would admit them."""
+    from dicom_node.desk.rejections import rejections as found
+    from dicom_node.desk.status import to_paste, turned_away
+
+    wanted = settings()
+    knocked = list(found(kept_ledger(wanted), wanted))
+    console.print(turned_away(knocked))
+    console.print(to_paste(knocked), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@explained
+def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
+    """Try a quarantined or unlabelled study again."""
+    from dicom_node.errors import Quarantine
+
+    ledger = kept_ledger(settings())
+    if not ledger.retry_study(study):
+        row = ledger.study(study)
+        why = f"is {row.state}, nothing of it failed" if row else "never received here"
+        raise Quarantine(f"{study}: {why}; see `dicom-node status`")
+    console.print("queued again")
+
+
+@app.command()
+@explained
+def complete(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
+    """Say that a study has all its images; it is labelled without waiting any longer."""
+    from dicom_node.errors import Quarantine
+
+    ledger = kept_ledger(settings())
+    row = ledger.study(study)
+    if row is None:
+        raise Quarantine(f"{study}: never received here; see `dicom-node status`")
+    if not ledger.complete(row, "a person's word"):
+        raise Quarantine(f"{study}: is {row.state} or has just grown; see `dicom-node status {study}`")
+    console.print(f"{row.instances} images, queued")
+
+
+@app.command()
+@explained
+def amend(
+    report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
+    by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
+    organization: Annotated[str, typer.Option(help="Where that person works.")],
+    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:FIRST-LAST].")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="A label that was missed: LABEL[:FIRST-LAST].")] = None,
+    comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
+) -> None:
+    """Correct a report: a VERIFIED successor is written and sent wherever reports go."""
+    from datetime import datetime
+
+    from dicom_node import corrections
+    from dicom_node.reports.amend import Verifier, parse_change
+    from dicom_node.spool import Spool
+    from labeler.vocabulary import vocabulary
+
+    wanted, words = settings(), vocabulary()
+    changes = [parse_change(text, words, present=False) for text in remove or ()]
+    changes += [parse_change(text, words, present=True) for text in add or ()]
+    written = corrections.amend(
+        wanted,
+        kept_ledger(wanted),
+        Spool(wanted.home),
+        report,
+        changes,
+        Verifier(by, organization),
+        comment,
+        datetime.now().astimezone(),
+    )
+    console.print(f"{written.sop_instance_uid} supersedes {report}: {'; '.join(map(str, changes))}")
+
+
+@corrections_app.callback(invoke_without_command=True)
+@explained
+def corrections(context: typer.Context) -> None:
+    """List what people said about reports, the latest first."""
+    if context.invoked_subcommand is None:
+        from dicom_node.corrections import shown
+
+        console.print(shown(kept_ledger(settings()).remarks()))
+
+
+@corrections_app.command("export")
+@explained
+def corrections_export(
+    folder: Annotated[Path, typer.Argument(help="Where to; `[data] hospital` of a training recipe reads it.")],
+) -> None:
+    """Copy every corrected series with its verified report: training material of your own."""
+    from dicom_node.corrections import export
+
+    written = export(kept_ledger(settings()), folder)
+    console.print(f"{written} corrected series in {folder}")
+
+
+@deliveries_app.callback(invoke_without_command=True)
+@explained
+def deliveries(
+    context: typer.Context,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that were given up.")] = False,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """List what has not arrived yet: who waits for it, since which attempt, and the answer so far."""
+    if context.invoked_subcommand is None:
+        from dicom_node.desk.status import owed
+
+        for part in owed(kept_ledger(settings()), failed, to):
+            console.print(part)
+
+
+@deliveries_app.command("retry")
+@explained
+def deliveries_retry(
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all, or all to one peer.")] = None,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+) -> None:
+    """Try now what failed or waits; a destination that rests is tried with one delivery first."""
+    from dicom_node.errors import Quarantine
+
+    due = kept_ledger(settings()).deliveries.retry_all(to, report)
+    if not due:
+        raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
+    console.print(f"{due} deliveries are due now")

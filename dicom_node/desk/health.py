@@ -1,0 +1,140 @@
+"""Is the node well? What stands still, grows or disagrees, each with what to do about it. Reads only.
+
+A backlog is told by time: what waits, and since when. Clocks are compared where the node compares times: the ledger's
+(this machine's), the broker's, the database's, and that of the disk under `home`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import and_, func, select
+
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import delivery, report, study
+from dicom_node.settings import Settings
+from dicom_node.study import OPEN, State
+from dicom_node.tasks import Bell, connect
+
+#: Seconds that clocks may differ.
+SKEW = 2.0
+#: Seconds that work may wait before somebody should look.
+_LONG = 900.0
+_HOUR = 3600.0
+#: Seconds after which a silent process is no longer spoken of.
+_FORGOTTEN = 24 * _HOUR
+#: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
+_COMMANDS = {
+    "receive": "receive",
+    "watch": "watch",
+    "label": "worker --queues label",
+    "deliver": "worker --queues deliver",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `remedy` is empty while it is well."""
+
+    what: str
+    state: str
+    remedy: str = ""
+
+
+def findings(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
+    """Everything that was looked at, in the order of a study's way."""
+    yield from _processes(settings, ledger)
+    yield from _leases(settings, ledger)
+    yield from _backlogs(ledger)
+    yield from _clocks(settings, ledger)
+
+
+def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
+    now = ledger.clock()
+    signs = [sign for sign in ledger.pulses.all() if sign.seen_at > now - _FORGOTTEN]
+    for sign in signs:
+        silent = now - sign.seen_at
+        if silent > settings.stall_seconds:
+            remedy = (
+                f"killed, or hanging: start it again where it ran; this line goes after {_span(_FORGOTTEN)} of silence"
+            )
+            yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
+        else:
+            yield Finding(sign.process, sign.doing)
+    for kind in missing(sign.process for sign in signs):
+        yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
+
+
+def missing(processes: Iterable[str]) -> list[str]:
+    """Parts of a node that none of these processes is; a worker of another name is taken to work for both queues."""
+    names = {process.partition("@")[0] for process in processes}
+    there = names | ({"label", "deliver"} if names - set(_COMMANDS) else set())
+    return [kind for kind in _COMMANDS if kind not in there]
+
+
+def _leases(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
+    now = ledger.clock()
+    held = ledger.rows(select(study.c.study_uid, study.c.lease_until).where(study.c.state == State.LABELLING))
+    stuck = [row.study_uid for row in held if row.lease_until < now - settings.lease_seconds]
+    remedy = f"start `dicom-node watch`, which takes back {stuck[0]} and others" if stuck else ""
+    yield Finding("leases", f"{len(held)} held, {len(stuck)} stuck", remedy)
+
+
+def _backlogs(ledger: Ledger) -> Iterator[Finding]:
+    now = ledger.clock()
+    queued: Any = select(func.count(), func.min(study.c.last_at)).where(study.c.state == State.QUEUED)
+    count, oldest = tuple(ledger.rows(queued)[0])
+    came = ledger.rows(select(func.count()).select_from(study).where(study.c.last_at > now - _HOUR))[0][0]
+    done = select(func.count(report.c.study_uid.distinct())).where(report.c.created_at > now - _HOUR)
+    went = ledger.rows(done)[0][0]
+    late = count and now - oldest > _LONG
+    yield Finding(
+        "waiting for labels",
+        f"{count} studies{_since(now, oldest)}; in the last hour {came} came, {went} were reported",
+        "start another worker: dicom-node worker --queues label" if late else "",
+    )
+    waiting = and_(delivery.c.state.in_(OPEN), delivery.c.attempts > 0)
+    tried: Any = select(func.count(), func.max(delivery.c.attempts)).where(waiting)
+    count, worst = tuple(ledger.rows(tried)[0])
+    remedy = "dicom-node echo PEER tells why; they are sent again by themselves" if count else ""
+    attempts = f", up to {worst} attempts" if worst else ""
+    yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
+
+
+def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
+    for name, seconds in skews(settings, ledger):
+        off = abs(seconds) > SKEW
+        state = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} ours" if off else "as ours"
+        yield Finding(f"clock of the {name}", state, "let both machines follow one time server (NTP)" if off else "")
+
+
+def skews(settings: Settings, ledger: Ledger) -> Iterator[tuple[str, float]]:
+    """How far other clocks are ahead of the ledger's, seconds; one that cannot be asked is left out."""
+    if (moment := ledger.pulses.database_time()) is not None:
+        yield "database", moment - ledger.clock()
+    if settings.broker and (moment := Bell(connect(settings)).time()) is not None:
+        yield "broker", moment - ledger.clock()
+    try:
+        with tempfile.NamedTemporaryFile(dir=settings.home) as probe:
+            yield "disk", Path(probe.name).stat().st_mtime - ledger.clock()
+    except OSError:
+        pass
+    newest = ledger.rows(select(func.max(study.c.last_at)))[0][0]
+    if newest and newest - ledger.clock() > SKEW:
+        yield "latest image", newest - ledger.clock()
+
+
+def _since(now: float, moment: float | None) -> str:
+    return "" if moment is None else f", the oldest for {_span(now - moment)}"
+
+
+def _span(seconds: float) -> str:
+    """A duration as people say it."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

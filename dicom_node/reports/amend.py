@@ -1,0 +1,249 @@
+"""A person's correction: a report -> its verified successor (PS3.3 C.17.2). Pure.
+
+Groups of labels that the person did not touch stay as they are. The per-image groups are made anew from the corrected
+labels; a label that was changed gets a summary without a certainty, since no model said so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+from highdicom.sr import (
+    CodeContentItem,
+    CodedConcept,
+    ObserverContext,
+    PersonObserverIdentifyingAttributes,
+    RelationshipTypeValues,
+    TextContentItem,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import UID
+from pydicom.valuerep import DT
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
+from dicom_node.reports.header import compared
+from dicom_node.uids import derived
+from labeler.aggregate import findings
+from labeler.result import Finding, SliceLabels
+from labeler.slices import Source
+from labeler.sr import FINDING_SITE, IMAGING_MEASUREMENTS, MEASUREMENT_GROUP, ReportedLabels, concept_of, label_of
+from labeler.vocabulary import Vocabulary
+
+_CONTAINS = RelationshipTypeValues.CONTAINS
+_TARGET_REGION, _SUMMARY, _COMMENT = "123014", "121111", "121106"
+_UNVERIFIED_LINE, _VERIFIED_LINE = "NOT VERIFIED BY A PERSON.", "CORRECTED AND VERIFIED BY A PERSON."
+
+
+@dataclass(frozen=True)
+class Change:
+    """A label to add to, or take from, the images that people number `first` to `last`; None: all images."""
+
+    label: str
+    present: bool
+    first: int | None = None
+    last: int | None = None
+
+    def touches(self, number: int) -> bool:
+        return self.first is None or self.last is None or self.first <= number <= self.last
+
+    def __str__(self) -> str:
+        where = "all images" if self.first is None else f"images {self.first}-{self.last}"
+        return f"{'added' if self.present else 'removed'} {self.label} in {where}"
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Who answers for the correction: name in DICOM form (Family^Given) and organisation."""
+
+    name: str
+    organization: str
+
+
+def parse_change(text: str, words: Vocabulary, *, present: bool) -> Change:
+    """`gallbladder`, `liver:12` or `liver:12-40`.
+
+    Raises:
+        ConfigurationError: no such label or no such range; the message lists what is near.
+    """
+    found = re.fullmatch(r"(?P<label>[a-z_]+)(:(?P<first>\d+)(-(?P<last>\d+))?)?", text.strip())
+    if found is None:
+        raise ConfigurationError(f"{text!r}: write LABEL, LABEL:IMAGE or LABEL:FIRST-LAST, as gallbladder:120-133")
+    label = found["label"]
+    if label not in words.names:
+        near = [name for name in words.names if name.startswith(label[:3])] or words.names
+        raise ConfigurationError(f"no label is called {label!r}; there are {', '.join(near)}")
+    if found["first"] is None:
+        return Change(label, present)
+    first = int(found["first"])
+    return Change(label, present, first, int(found["last"] or first))
+
+
+def amended(
+    report: Dataset,
+    said: ReportedLabels,
+    sources: Sequence[Source],
+    header: Dataset,
+    changes: Sequence[Change],
+    verifier: Verifier,
+    when: datetime,
+    words: Vocabulary,
+    comment: str = "",
+) -> Dataset:
+    """The verified successor of a report, in the same series.
+
+    Args:
+        said: the report's labels as they are (`labeler.sr.read_report`).
+        sources: its images, or frames, in the report's order and with the numbers by which people know them.
+        header: of one of its images, which is compared with the corrected labels.
+        when: when the person said so.
+    Raises:
+        ConfigurationError: the changes change nothing.
+    """
+    before = [_slice(source, said, words) for source in sources]
+    after = [replace(item, present=_changed(item, changes, words)) for item in before]
+    if before == after:
+        raise ConfigurationError(f"nothing would change: {'; '.join(map(str, changes))}")
+    made = deepcopy(report)
+    uid = derived("amended", str(report.SOPInstanceUID), *map(str, changes), verifier.name, when.isoformat())
+    _supersede(made, report, uid, when)
+    _verify(made, verifier, when)
+    touched = {change.label for change in changes}
+    tree = [*_observers(report, verifier), *(i for i in made.ContentSequence if not _observes(i))]
+    for box in tree:
+        if concept_of(box) == IMAGING_MEASUREMENTS:
+            box.ContentSequence = list(_measurements(box, after, touched, words, (uid,)))
+    box = next(i for i in tree if i.ValueType == "CONTAINER" and concept_of(i) != IMAGING_MEASUREMENTS)
+    told = "; ".join(str(change) for change in changes) + (f". {comment}" if comment else "")
+    box.ContentSequence = list(_evaluations(box, after, touched, header, words, told))
+    made.ContentSequence = tree
+    separate(made)
+    return made
+
+
+def _slice(source: Source, said: ReportedLabels, words: Vocabulary) -> SliceLabels:
+    uid = str(source.sop_instance_uid)
+    shown = said.seen.get((uid, source.frame), frozenset()) | said.seen.get((uid, None), frozenset())
+    return SliceLabels(source, "", (), tuple(name for name in words.names if name in shown))
+
+
+def _changed(item: SliceLabels, changes: Sequence[Change], words: Vocabulary) -> tuple[str, ...]:
+    shown = set(item.present)
+    for change in changes:
+        if change.touches(item.source.shown_number):
+            (shown.add if change.present else shown.discard)(change.label)
+    return tuple(name for name in words.names if name in shown)
+
+
+# -- header --------------------------------------------------------------------------------------------------------
+
+
+def _supersede(made: Dataset, report: Dataset, uid: str, when: datetime) -> None:
+    made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = UID(uid)
+    made.InstanceNumber = int(report.get("InstanceNumber") or 1) + 1
+    made.ContentDate = made.InstanceCreationDate = when.strftime("%Y%m%d")
+    made.ContentTime = made.InstanceCreationTime = when.strftime("%H%M%S.%f")
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = report.SOPClassUID, report.SOPInstanceUID
+    series = Dataset()
+    series.ReferencedSOPSequence, series.SeriesInstanceUID = [reference], report.SeriesInstanceUID
+    study = Dataset()
+    study.ReferencedSeriesSequence, study.StudyInstanceUID = [series], report.StudyInstanceUID
+    made.PredecessorDocumentsSequence = [study]
+
+
+def _verify(made: Dataset, verifier: Verifier, when: datetime) -> None:
+    observer = Dataset()
+    observer.VerifyingOrganization, observer.VerificationDateTime = verifier.organization, DT(when)
+    observer.VerifyingObserverName, observer.VerifyingObserverIdentificationCodeSequence = verifier.name, []
+    made.VerifyingObserverSequence = [observer]
+    made.VerificationFlag, made.PreliminaryFlag = "VERIFIED", "FINAL"
+
+
+# -- content tree --------------------------------------------------------------------------------------------------
+
+
+def _observes(item: Dataset) -> bool:
+    return str(item.get("RelationshipType")) == "HAS OBS CONTEXT" or concept_of(item) == _language()
+
+
+def _language() -> str:
+    return str(codes.DCM.LanguageOfContentItemAndDescendants.value)
+
+
+def _observers(report: Dataset, verifier: Verifier) -> Iterator[Dataset]:
+    """Language, then the person before the devices (TID 1001); earlier people stay."""
+    items = [deepcopy(item) for item in report.ContentSequence if _observes(item)]
+    yield from (item for item in items if concept_of(item) == _language())
+    person = PersonObserverIdentifyingAttributes(name=verifier.name, organization_name=verifier.organization)
+    yield from ObserverContext(observer_type=codes.DCM.Person, observer_identifying_attributes=person)
+    yield from (item for item in items if concept_of(item) != _language())
+
+
+def _measurements(
+    box: Dataset, after: Sequence[SliceLabels], touched: set[str], words: Vocabulary, tracked: tuple[str, ...]
+) -> Iterator[Dataset]:
+    """The algorithm, summaries of untouched labels, those of changed ones, then the images."""
+    for item in box.ContentSequence:
+        children = list(item.get("ContentSequence") or [])
+        sums_up = any(child.ValueType == "NUM" for child in children)
+        sites = {label_of(child, words) for child in children if concept_of(child) == FINDING_SITE}
+        if concept_of(item) != MEASUREMENT_GROUP or (sums_up and not touched & sites):
+            yield item
+    for group in summaries(after, _said(after, touched, words), words, tracked, by_person=True):
+        yield from group
+    for group in slabs(after, words, tracked):
+        yield from group
+
+
+def _said(after: Sequence[SliceLabels], labels: set[str], words: Vocabulary) -> tuple[Finding, ...]:
+    mask = np.array([[name in item.present and name in labels for name in words.names] for item in after])
+    return findings(mask.astype(np.float32), mask, words)
+
+
+def _evaluations(
+    box: Dataset, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary, told: str
+) -> Iterator[Dataset]:
+    """Target regions as they follow from the corrected labels, the summary, and what was changed."""
+    stations = _shown(words.stations, after)
+    region = words.region(stations) if stations else None
+    for code in [region.code] if region else [words[name].code for name in stations]:
+        yield CodeContentItem(CodedConcept(_TARGET_REGION, "DCM", "Target Region"), coded(code), _CONTAINS)
+    for item in box.ContentSequence:
+        if concept_of(item) == _SUMMARY:
+            text = _summary(str(item.TextValue), after, touched, header, words)
+            yield TextContentItem(codes.DCM.Summary, text, _CONTAINS)
+        elif concept_of(item) != _TARGET_REGION:
+            yield item
+    yield TextContentItem(CodedConcept(_COMMENT, "DCM", "Comment"), f"Corrected: {told}", _CONTAINS)
+
+
+def _summary(text: str, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary) -> str:
+    """The report's own lines; stations, organs, and what the header says against them, as they are now."""
+    stations, organs = _shown(words.stations, after), _shown(words.organs, after)
+    answered = {shown_name(name, words) for name in touched}
+    lines = []
+    for line in text.replace(_UNVERIFIED_LINE, _VERIFIED_LINE).splitlines():
+        title, _, said = line.partition(": ")
+        if title == "Body stations":
+            lines.append(f"{title}: {'; '.join(shown_name(name, words) for name in stations) or 'none'}")
+            lines += compared(header, stations, words).lines()
+        elif title == "Organs":
+            lines.append(f"{title}: {', '.join(shown_name(name, words) for name in organs) or 'none'}")
+        elif title == "Not sure":
+            left = [name for name in said.split(", ") if name not in answered]
+            lines += [f"{title}: {', '.join(left)}"] if left else []
+        elif not title.startswith("Header "):
+            lines.append(line)
+    return "\r\n".join(lines)
+
+
+def _shown(names: Sequence[str], after: Sequence[SliceLabels]) -> tuple[str, ...]:
+    """Those of the labels that any image shows."""
+    return tuple(name for name in names if any(name in item.present for item in after))

@@ -1,0 +1,301 @@
+"""Labels -> a TID 1500 Structured Report (PS3.16), Comprehensive 3D SR. Pure: the same input gives the same bytes.
+
+The rule of the encoding, valid for every Measurement Group: each Finding Site of the group was seen on each IMAGE that
+the group references. First come readable summary groups, one per station and organ (range, best image, certainty);
+then slab groups, one per run of consecutive images with the same labels, which lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+
+import highdicom as hd
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodeContentItem,
+    CodedConcept,
+    Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    LanguageOfContentItemAndDescendants,
+    ObservationContext,
+    ObserverContext,
+    RelationshipTypeValues,
+    TextContentItem,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node import __version__
+from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
+from dicom_node.reports.header import Agreement, Comparison, character_set, compared, safe_header
+from dicom_node.uids import derived, report_series_uid, report_uid
+from labeler.result import BundleInfo, SeriesLabels
+from labeler.slices import Source
+from labeler.vocabulary import Vocabulary, vocabulary
+
+MANUFACTURER = "dicom-node project"
+MODEL_NAME = "anatomy node"
+#: Report series are numbered behind the acquired ones.
+_SERIES_NUMBER_BASE = 90000
+
+_QUALITATIVE = CodedConcept("C0034375", "UMLS", "Qualitative Evaluations")
+_TARGET_REGION = CodedConcept("123014", "DCM", "Target Region")
+_ENGLISH = CodedConcept("en-US", "RFC5646", "English (United States)")
+_PROCEDURE = {
+    "CT": CodedConcept("25045-6", "LN", "CT unspecified body region"),
+    "MR": CodedConcept("25056-3", "LN", "MRI unspecified body region"),
+}
+_CONTAINS = RelationshipTypeValues.CONTAINS
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """The report that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a report needs beside the labels.
+
+    Attributes:
+        header: the data set of the series' first image.
+        content: hash of the series' content (`uids.content_of`).
+        finished: when the report's content was made; part of the input, so that a rebuild is byte-identical.
+        revision: 1 for the first report on a series, then counting up.
+    """
+
+    header: Dataset
+    content: str
+    finished: datetime
+    revision: int = 1
+    predecessor: Predecessor | None = None
+
+
+def build(answer: SeriesLabels, context: Context) -> Dataset:
+    """The report on one labelled series.
+
+    Raises:
+        ValueError: no slice carries a label result, or highdicom finds the content invalid.
+    """
+    if not answer.slices:
+        raise ValueError("a report needs at least one labelled image")
+    header = safe_header(context.header)
+    content = _content(answer, context, header)
+    report = Comprehensive3DSR(
+        evidence=_evidence(answer, header),
+        content=_without_children(content),
+        series_instance_uid=report_series_uid(str(header.SeriesInstanceUID)),
+        series_number=_SERIES_NUMBER_BASE + abs(int(header.get("SeriesNumber") or 0)) % 10000,
+        sop_instance_uid=uid_of(answer, context),
+        instance_number=context.revision,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=__version__,
+        device_serial_number=answer.bundle.weights_sha256[:16],
+        series_description=f"AI anatomy labels, series {header.get('SeriesNumber') or '?'}"[:64],
+        series_date=context.finished.date(),
+        series_time=context.finished.time(),
+        content_date=context.finished.date(),
+        content_time=context.finished.time(),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        previous_versions=_previous(context, header),
+        contributing_equipment=[_equipment(answer.bundle, context.finished)],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        specific_character_set=character_set(context.header),
+        content_qualification="RESEARCH",
+    )
+    report.ContentSequence = content.ContentSequence
+    _settle(report, context)
+    return report
+
+
+def encode(report: Dataset) -> bytes:
+    """The bytes of the report's file (PS3.10)."""
+    buffer = BytesIO()
+    report.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def uid_of(answer: SeriesLabels, context: Context) -> str:
+    """The SOP Instance UID that this report has, whenever and wherever it is made."""
+    return report_uid(str(context.header.SeriesInstanceUID), context.content, answer.bundle.fingerprint)
+
+
+def comparison_of(answer: SeriesLabels, context: Context) -> Comparison:
+    """What the header says of the body part, against the labels."""
+    return compared(context.header, answer.stations, vocabulary())
+
+
+# -- header --------------------------------------------------------------------------------------------------------
+
+
+def _evidence(answer: SeriesLabels, header: Dataset) -> list[Dataset]:
+    """One small data set per image; highdicom takes patient and study from the first."""
+    evidence = [header]
+    for item in _images(answer):
+        if item.sop_instance_uid == header.SOPInstanceUID:
+            continue
+        image = Dataset()
+        image.StudyInstanceUID, image.SeriesInstanceUID = header.StudyInstanceUID, header.SeriesInstanceUID
+        image.SOPClassUID, image.SOPInstanceUID = item.sop_class_uid, item.sop_instance_uid
+        evidence.append(image)
+    return evidence
+
+
+def _images(answer: SeriesLabels) -> list[Source]:
+    """One source per SOP Instance, in slice order."""
+    first: dict[str | None, Source] = {}
+    for item in answer.slices:
+        first.setdefault(item.source.sop_instance_uid, item.source)
+    return list(first.values())
+
+
+def _previous(context: Context, header: Dataset) -> list[Dataset] | None:
+    if context.predecessor is None:
+        return None
+    previous = Dataset()
+    previous.StudyInstanceUID = header.StudyInstanceUID
+    previous.SeriesInstanceUID = report_series_uid(str(header.SeriesInstanceUID))
+    previous.SOPClassUID = context.predecessor.sop_class_uid
+    previous.SOPInstanceUID = context.predecessor.sop_instance_uid
+    return [previous]
+
+
+def _equipment(bundle: BundleInfo, finished: datetime) -> hd.ContributingEquipment:
+    """The model as a device of its own (IHE AIR): a new Device UID whenever the bundle changes."""
+    equipment = hd.ContributingEquipment(
+        manufacturer=MANUFACTURER,
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name=bundle.name,
+        software_versions=[bundle.version, f"sha256:{bundle.weights_sha256[:56]}"],
+        device_serial_number=bundle.weights_sha256[:16],
+        contribution_datetime=finished,
+        contribution_description="AI anatomy labelling",
+    )
+    equipment.DeviceUID = _device_uid(bundle)
+    return equipment
+
+
+def _device_uid(bundle: BundleInfo) -> str:
+    return derived("device", bundle.fingerprint)
+
+
+def _settle(report: Dataset, context: Context) -> None:
+    """Replace the clock's traces by the content's own time, and carry over what highdicom leaves behind."""
+    stamp = context.finished.strftime("%Y%m%d%H%M%S.%f")
+    for item in report.ContributingEquipmentSequence:
+        if item.get("ManufacturerModelName") == "highdicom":
+            item.ContributionDateTime = stamp
+    report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
+    for keyword in ("TimezoneOffsetFromUTC", "IssuerOfPatientID", "OtherPatientIDsSequence"):
+        if context.header.get(keyword):
+            setattr(report, keyword, context.header[keyword].value)
+
+
+# -- content tree --------------------------------------------------------------------------------------------------
+
+
+def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset:
+    """TID 1500 root with TID 1501 groups, the algorithm once (TID 4019), and Qualitative Evaluations."""
+    words = vocabulary()
+    bundle = answer.bundle
+    device = DeviceObserverIdentifyingAttributes(
+        uid=_device_uid(bundle),
+        name=bundle.name,
+        manufacturer_name=MANUFACTURER,
+        model_name=f"{bundle.name} {bundle.version}",
+        serial_number=bundle.weights_sha256[:16],
+    )
+    observer = ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
+    procedure = CodeContentItem(
+        codes.DCM.ProcedureReported, _procedure(answer, header), RelationshipTypeValues.HAS_CONCEPT_MOD
+    )
+    algorithm = AlgorithmIdentification(name=bundle.name, version=bundle.version, parameters=_parameters(bundle))
+    measurements = ContainerContentItem(codes.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
+    measurements.ContentSequence = ContentSequence(algorithm)
+    tracked = (str(answer.series_instance_uid), bundle.fingerprint)
+    for group in (*summaries(answer.slices, answer.findings, words, tracked), *slabs(answer.slices, words, tracked)):
+        measurements.ContentSequence.extend(group)
+    root = ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
+    root.ContentSequence = ContentSequence(
+        [
+            *LanguageOfContentItemAndDescendants(_ENGLISH),
+            *ObservationContext(observer_device_context=observer),
+            procedure,
+            measurements,
+            _qualitative(answer, context, words),
+        ]
+    )
+    separate(root)
+    return root
+
+
+def _procedure(answer: SeriesLabels, header: Dataset) -> CodedConcept:
+    for item in header.get("ProcedureCodeSequence") or []:
+        if item.get("CodeValue") and item.get("CodingSchemeDesignator") and item.get("CodeMeaning"):
+            return CodedConcept(item.CodeValue, item.CodingSchemeDesignator, str(item.CodeMeaning)[:64])
+    return _PROCEDURE[answer.modality]
+
+
+def _parameters(bundle: BundleInfo) -> list[str]:
+    common = {
+        "weights-sha256": bundle.weights_sha256,
+        "bundle-sha256": bundle.fingerprint,
+        "vocabulary": bundle.vocabulary,
+        "smoothing": bundle.smoothing,
+        "calibrated": "yes" if bundle.calibrated else "no",
+    }
+    usual, _ = Counter(value for _, value in bundle.thresholds).most_common(1)[0]
+    own = {f"threshold.{name}": f"{value:g}" for name, value in bundle.thresholds if value != usual}
+    return [f"{key}={value}" for key, value in {**common, "threshold": f"{usual:g}", **own}.items()]
+
+
+def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> ContainerContentItem:
+    """TID 1500 Qualitative Evaluations: the series' station as a code, and a summary that people can read."""
+    box = ContainerContentItem(_QUALITATIVE, relationship_type=_CONTAINS)
+    region = words.region(answer.stations) if answer.stations else None
+    regions = [region.code] if region else [words[name].code for name in answer.stations]
+    items = [CodeContentItem(_TARGET_REGION, coded(code), relationship_type=_CONTAINS) for code in regions]
+    text = "\r\n".join(_summary_lines(answer, context, words))
+    summary = TextContentItem(codes.DCM.Summary, text, relationship_type=_CONTAINS)
+    box.ContentSequence = ContentSequence([*items, summary])
+    return box
+
+
+def _summary_lines(answer: SeriesLabels, context: Context, words: Vocabulary) -> list[str]:
+    stations = "; ".join(shown_name(name, words) for name in answer.stations)
+    organs = ", ".join(shown_name(name, words) for name in answer.organs)
+    lines = [
+        f"{len(answer.slices)} images labelled by {answer.bundle.name} {answer.bundle.version}. "
+        "NOT VERIFIED BY A PERSON.",
+        f"Body stations: {stations or 'none found'}",
+        *comparison_of(answer, context).lines(),
+        f"Organs: {organs or 'none found'}",
+    ]
+    if answer.unsure:
+        lines.append(f"Not sure: {', '.join(shown_name(name, words) for name in answer.unsure)}")
+    if answer.skipped:
+        lines.append(f"{len(answer.skipped)} images not labelled")
+    return lines
+
+
+def _without_children(root: Dataset) -> Dataset:
+    """highdicom copies and searches the whole tree that it is given, at most of the price, and needs the root only."""
+    bare = Dataset()
+    bare.update({element.tag: element for element in root if element.keyword != "ContentSequence"})
+    bare.ContentSequence = root.ContentSequence[:1]
+    return bare
+
+
+__all__ = ["Agreement", "Context", "Predecessor", "build", "comparison_of", "encode", "uid_of"]

@@ -1,0 +1,5 @@
+"""The disk: images as received, reports as written, and what goes again."""
+
+from dicom_node.spool.spool import GROUP, Part, Spool, Stored
+
+__all__ = ["GROUP", "Part", "Spool", "Stored"]

@@ -1,0 +1,327 @@
+"""The disk. Alone in touching the files of studies and reports.
+
+    HOME/spool/STUDY/SOP.dcm        images, as received
+    HOME/spool/incoming/*.part      half-written; removed at start
+    HOME/reports/REPORT.dcm         reports, written once
+
+A file appears under its name only when all of it is on the disk: written, fdatasync, linked, folder fsynced. A file's
+modification time is when its image was received, so that the ledger can be rebuilt from the spool alone. A name is
+given once: of two writers of one UID, in whatever processes, the second finds the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Lock, Thread
+from typing import BinaryIO
+from uuid import uuid4
+
+import structlog
+
+from dicom_node.errors import OutOfResources
+from dicom_node.settings import Durability
+from dicom_node.spool.blocks import BlockFile, discard, sweep
+from dicom_node.spool.dataset import data_set_offset
+from dicom_node.uids import is_uid
+
+log = structlog.get_logger("spool")
+
+#: Bytes of a data set that are kept at hand while it comes; few have more before their identity is known.
+_HEAD = 1 << 14
+#: Bytes of an object after which the room on the disk is looked at again.
+_LOOK_AGAIN = 16 << 20
+#: With durability = "group": files that may be acknowledged and not yet on the disk.
+GROUP = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that survives: its place, the digest of its data set, and when it was received."""
+
+    path: Path
+    digest: str
+    size: int
+    received_at: float
+    #: Another object with this UID but other bytes lies here already.
+    conflict: bool = False
+
+
+class Spool:
+    """Durable files under one folder."""
+
+    def __init__(self, home: Path, reserve_bytes: int = 0, durability: Durability = "each") -> None:
+        self.images = home / "spool"
+        self.incoming = self.images / "incoming"
+        self.reports = home / "reports"
+        self.reserve_bytes, self.durability = reserve_bytes, durability
+        self._backlog = _Backlog() if durability == "group" else None
+        for folder in (home, self.images, self.incoming, self.reports):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def begin(self, header: bytes) -> Part:
+        """Open a file for an object that is about to come.
+
+        Args:
+            header: preamble and File Meta Information.
+        Raises:
+            OutOfResources: no room, or the disk failed.
+        """
+        self.make_room(0)
+        return Part(self, header)
+
+    def store(self, study_uid: str, sop_instance_uid: str, header: bytes, data_set: bytes | memoryview) -> Stored:
+        """Write one object durably; the same bytes under the same UID are written once.
+
+        Args:
+            header: preamble and File Meta Information.
+            data_set: as received.
+        Raises:
+            OutOfResources: no room, or the disk failed; nothing is left behind.
+        """
+        with self.begin(header) as part:
+            part.write(data_set)
+            return part.commit(study_uid, sop_instance_uid)
+
+    def close(self) -> None:
+        """Bring to the disk what is not yet there."""
+        if self._backlog is not None:
+            self._backlog.drain()
+
+    def store_report(self, sop_instance_uid: str, content: bytes) -> Path:
+        """Write a report durably and return its place."""
+        target = self.reports / f"{sop_instance_uid}.dcm"
+        part = self.incoming / f"{uuid4().hex}.part"
+        try:
+            with closing(BlockFile(part)) as file:
+                file.write(content)
+                file.finish(durably=True)
+                os.rename(part, target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            discard(part)
+            raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
+        return target
+
+    def place(self, study_uid: str, sop_instance_uid: str) -> Path:
+        if not (is_uid(study_uid) and is_uid(sop_instance_uid)):
+            raise ValueError("only UIDs become file names")
+        return self.images / study_uid / f"{sop_instance_uid}.dcm"
+
+    def make_room(self, wanted: int) -> None:
+        """Raise OutOfResources where so many bytes more would touch the reserve, or the disk has failed."""
+        free = self.free()
+        if free - wanted < self.reserve_bytes:
+            raise OutOfResources(
+                f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
+                "make room or lower reserve_mib"
+            )
+        if self._backlog is not None and self._backlog.failure is not None:
+            raise OutOfResources(
+                f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
+            )
+
+    def settle(self, file: BlockFile, target: Path) -> bool:
+        """Give a finished file its name for good; False when the name is taken.
+
+        Durability `each` returns when the name would survive a power cut, `group` when it will soon.
+        """
+        folder = target.parent
+        new = self._link(file, target, folder)
+        if self._backlog is None:
+            _sync_folder(folder)
+        elif new:
+            self._backlog.add(os.dup(file.descriptor), target)
+        return new
+
+    def _link(self, file: BlockFile, target: Path, folder: Path) -> bool:
+        try:
+            os.link(file.path, target)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            if folder.exists():
+                raise
+            folder.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self.images)
+            return self._link(file, target, folder)
+        return True
+
+    def files(self) -> Iterator[Path]:
+        """Every image in the spool."""
+        for study in self.images.iterdir():
+            if study.is_dir() and study != self.incoming:
+                yield from (path for path in study.iterdir() if path.suffix == ".dcm")
+
+    def free(self) -> int:
+        """Bytes free on the images' disk."""
+        return shutil.disk_usage(self.images).free
+
+    def remove(self, paths: Iterable[Path]) -> None:
+        """Remove images; those that are gone already are passed over."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def clear_incoming(self) -> int:
+        """Remove what killed processes left half-written, and the folders of purged studies.
+
+        What a living process writes is locked and stays.
+        """
+        for study in self.images.iterdir():
+            if study != self.incoming:
+                with suppress(OSError):  # it holds images
+                    study.rmdir()
+        return sum(sweep(part) for part in self.incoming.glob("*.part"))
+
+    @staticmethod
+    def digest_of(path: Path) -> str:
+        """SHA-256 of the data set in a spooled file."""
+        with path.open("rb") as file:
+            file.seek(data_set_offset(file.read(144)))
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Part:
+    """An object on its way to the disk: hashed as it is written, under no name before `commit`.
+
+    Leaving the block without `commit` removes it.
+    """
+
+    def __init__(self, spool: Spool, header: bytes) -> None:
+        self._spool, self._offset = spool, len(header)
+        self._path = spool.incoming / f"{uuid4().hex}.part"
+        self._size, self._look_again = 0, _LOOK_AGAIN
+        self._head = bytearray()
+        try:
+            self._file = BlockFile(self._path)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._file.write_head(header)
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append to the data set.
+
+        Raises:
+            OutOfResources: no room, or the disk failed.
+        """
+        self._size += len(data)
+        if self._size >= self._look_again:
+            self._spool.make_room(len(data))
+            self._look_again = self._size + _LOOK_AGAIN
+        if len(self._head) < _HEAD:
+            self._head += data[: _HEAD - len(self._head)]
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    @property
+    def head(self) -> bytes:
+        """The data set's first bytes."""
+        return bytes(self._head)
+
+    @contextmanager
+    def data_set(self) -> Iterator[BinaryIO]:
+        """The data set, for reading, when all of it has come.
+
+        Raises:
+            OutOfResources: the disk failed.
+        """
+        try:
+            self._file.finish()
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                yield file
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def commit(self, study_uid: str, sop_instance_uid: str) -> Stored:
+        """Give the object its place; the same bytes under the same UID are there once, other bytes stand beside them.
+
+        Raises:
+            OutOfResources: the disk failed; nothing is left behind.
+        """
+        target = self._spool.place(study_uid, sop_instance_uid)
+        try:
+            self._file.finish(durably=self._spool.durability == "each")
+            digest = self._file.digest
+            if self._spool.settle(self._file, target):
+                return _stored(target, digest, os.fstat(self._file.descriptor))
+            if Spool.digest_of(target) == digest:
+                return _stored(target, digest, target.stat())
+            beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
+            if self._spool.settle(self._file, beside) or Spool.digest_of(beside) == digest:
+                return _stored(beside, digest, beside.stat(), conflict=True)
+            raise OutOfResources(f"{beside}: other bytes stand under the name that is their digest")
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Remove what was written; nothing happens to what has been committed."""
+        if not self._file.closed:
+            discard(self._path)
+            self._file.close()
+
+    def _failed(self, error: OSError) -> OutOfResources:
+        discard(self._path)
+        return OutOfResources(f"{self._spool.images}: {error.strerror or error}")
+
+
+class _Backlog:
+    """Files that have been acknowledged and are not yet on the disk: never more than `GROUP`."""
+
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        self._waiting: Queue[tuple[int, Path]] = Queue(GROUP)
+        self._worker: Thread | None = None
+        self._lock = Lock()
+
+    def add(self, descriptor: int, target: Path) -> None:
+        """Take over an open file; waits while too many wait already."""
+        with self._lock:
+            if self._worker is None:
+                self._worker = Thread(target=self._work, name="spool backlog", daemon=True)
+                self._worker.start()
+        self._waiting.put((descriptor, target))
+
+    def drain(self) -> None:
+        self._waiting.join()
+
+    def _work(self) -> None:
+        while True:
+            descriptor, target = self._waiting.get()
+            try:
+                os.fdatasync(descriptor)
+                _sync_folder(target.parent)
+            except OSError as error:
+                self.failure = f"{target.name} was acknowledged and may be lost ({error.strerror})"
+                log.critical("the disk failed", path=str(target), reason=error.strerror)
+            finally:
+                os.close(descriptor)
+                self._waiting.task_done()
+
+
+def _stored(path: Path, digest: str, status: os.stat_result, *, conflict: bool = False) -> Stored:
+    return Stored(path, digest, status.st_size, status.st_mtime, conflict)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
