@@ -33,7 +33,7 @@ def configure(level: int = logging.INFO) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     for noisy in ("pynetdicom", "pydicom", "transformers", "kombu"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for quoting in ("utils", "dul", "fsm", "association"):  # they quote what a hostile peer sent; we name it ourselves
+    for quoting in ("utils", "dul", "fsm", "association", "transport"):  # they quote hostile peers; we name what failed
         logging.getLogger(f"pynetdicom.{quoting}").setLevel(logging.CRITICAL)
 
 

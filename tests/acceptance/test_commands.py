@@ -171,7 +171,7 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     gone = run("dicom-node", "--config", config, "status", folder=tmp_path).stdout
-    assert gone.count("does not run") == 3
+    assert gone.count("does not run") == 4
     assert "listening" not in gone
 
 
