@@ -101,9 +101,9 @@ def up() -> None:
     await_ports(wanted)
     node = supervised(wanted, Chosen.config)
     node.start()
-    notify.ready()
-    introduce(wanted, Chosen.config)
     try:
+        notify.ready()
+        introduce(wanted, Chosen.config)
         node.run(stop)
     finally:
         notify.stopping()

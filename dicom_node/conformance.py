@@ -79,8 +79,9 @@ sent for `idle_seconds`; at most `parallel` deliveries at a time. Of the report 
 proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
 derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
 encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out. A peer with
-`reject_superseded = true` gets, once the newer report is stored there, two Key Object Selections titled Rejected for
-Quality Reasons (113001, DCM): one names the superseded report and nothing else, one the sheet to it (IHE IOCM).
+`reject_superseded = true` gets, once the newer report is stored there, a Key Object Selection titled Rejected for
+Quality Reasons (113001, DCM) that names the superseded report and nothing else, and another that names the sheet to it
+where that was stored there (IHE IOCM).
 
 {sent}
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import BasicTextSRStorage
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
+from dicom_node.peek import peek
 from dicom_node.reports.amend import Change, Verifier, amended
 from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.reports.gate import inspected, passed_rejection
@@ -30,7 +32,7 @@ from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, Wr
 from dicom_node.uids import sheet_uid
 from labeler.dicom import instance_number
 from labeler.slices import Source
-from labeler.sr import ReportedLabels, read_report
+from labeler.sr import ReportedLabels, in_order, read_report
 from labeler.vocabulary import vocabulary
 
 log = structlog.get_logger("corrections")
@@ -57,7 +59,8 @@ def amend(
     said = read_report(report, words)
     if said is None:
         raise Quarantine(f"report {report_uid} lists no images")
-    sources, header = _sources(said, ledger.instances(row.study_uid), report_uid), _header(ledger, row)
+    instances = ledger.instances(row.study_uid)
+    sources, header = _sources(said, instances, report_uid), _header(said, instances)
     made = amended(report, said, sources, header, changes, verifier, when, words, comment)
     uid = str(made.SOPInstanceUID)
     path = spool.store_report(uid, inspected(encode(made), report, {image for _, image in said.images}, words))
@@ -69,24 +72,31 @@ def amend(
         row.content,
         path,
         report_uid,
-        _revised(row.summary, made, header),
+        _revised(row.summary, made, instances),
     )
     destinations = [peer.name for peer in settings.receivers_of_reports]
     notes = rejections_beside(settings, ledger, spool, written, made)
     remark = correction(made, report, words)
-    ledger.enter_remark(remark, path, written, destinations, notes, settings.receivers_of_rejections)
+    ledger.enter_remark(remark, path, written, destinations, notes, settings.receivers_of_rejections, alone=True)
     return written
 
 
 def rejections_beside(
     settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, successor: Dataset
 ) -> list[WrittenReport]:
-    """The notes on the report that a new one supersedes and on the sheet to it, written where somebody gets notes."""
+    """The notes on the report that a new one supersedes and on the sheet to it, written where somebody gets notes.
+
+    None on what we did not send: a person's report came from PACS, and whoever stored it there answers for it.
+    """
     if not written.predecessor or not settings.receivers_of_rejections:
         return []
     issued = ledger.issued
     earlier = issued.report(written.predecessor), issued.sheet(sheet_uid(written.predecessor))
-    rejected = [dcmread(item.path) for item in earlier if item is not None and item.path.exists()]
+    rejected = [
+        dcmread(item.path)
+        for item in earlier
+        if item and ledger.deliveries.has(item.sop_instance_uid) and item.path.exists()
+    ]
     notes = [passed_rejection(rejection_of(one, successor), one) for one in rejected]
     return [
         replace(
@@ -132,21 +142,27 @@ def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: st
     return sources
 
 
-def _header(ledger: Ledger, report: WrittenReport) -> Dataset:
-    """Of an image of the report's series; empty where none is left in the spool."""
-    images = (i for i in ledger.instances(report.study_uid) if i.series_uid == report.source_series_uid)
-    path = next((image.path for image in images if not image.conflict and image.path.exists()), None)
-    return dcmread(path, stop_before_pixels=True) if path else Dataset()
+def _header(said: ReportedLabels, instances: Sequence[Instance]) -> Dataset | None:
+    """Of the first image that a report judges; None where its file is gone or beyond reading."""
+    first = next((i for i in instances if i.sop_instance_uid == said.images[0][1] and not i.conflict), None)
+    try:
+        return peek(first.path) if first else None
+    except Exception:  # whatever a hostile file makes the parser raise; the report says nothing of the header then
+        return None
 
 
-def _revised(summary: str, made: Dataset, header: Dataset) -> str:
-    """What the ledger keeps of a report, as it is after a correction."""
+def _revised(summary: str, made: Dataset, instances: Sequence[Instance]) -> str:
+    """What the ledger keeps of a report, as it is after a correction; as it was where that has no groups to read."""
     words, said = vocabulary(), read_report(made, vocabulary())
-    shown = frozenset().union(*said.seen.values()) if said else frozenset()
-    stations = tuple(name for name in words.stations if name in shown)
+    if said is None or made.SOPClassUID == BasicTextSRStorage:
+        return summary
+    stations, organs = (in_order(names, said.by_image()) for names in (words.stations, words.organs))
     kept = {key: value for key, value in json.loads(summary or "{}").items() if key != "findings"}
-    now = {"stations": stations, "organs": [name for name in words.organs if name in shown]}
-    return json.dumps({**kept, **now, **(compared(header, stations, words).summary() if header else {})})
+    header = _header(said, instances)
+    if header is None:
+        header = Dataset()
+        header.BodyPartExamined = kept.get("header", {}).get("claimed", "")
+    return json.dumps({**kept, "stations": stations, "organs": organs, **compared(header, stations, words).summary()})
 
 
 # -- heard from PACS -----------------------------------------------------------------------------------------------
@@ -202,7 +218,7 @@ def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dat
         before.content,
         instance.path,
         remark.report_uid,
-        _revised(before.summary, data_set, _header(ledger, before)),
+        _revised(before.summary, data_set, ledger.instances(before.study_uid)),
     )
 
 

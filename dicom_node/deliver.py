@@ -140,8 +140,12 @@ class Deliverer:
             self._check_rejection(due, peer)
         return store(due.path, peer, self.caller, _sendable)
 
-    def _lost(self, due: DueDelivery) -> NotYet | Quarantine:
-        """What follows when the file is gone: a report is made again where all its images are here."""
+    def _lost(self, due: DueDelivery) -> NotYet | NotTaken | Quarantine:
+        """What follows when the file is gone: a report is made again where all its images are here; a note is not."""
+        if due.kind == Kind.REJECTION:
+            return NotTaken(
+                f"{due.path} was lost; hide in {due.destination} by hand what `dicom-node status` shows as old"
+            )
         lost = self.ledger.holdings.lost_reports([str(due.path)])
         if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
             return NotYet(f"{due.path} was lost; the study is labelled again")
@@ -153,7 +157,7 @@ class Deliverer:
             raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
         evidence = evidence_of(dcmread(due.path))
         for rejected in evidence:
-            if self.ledger.deliveries.is_under_way(rejected, peer.name):
+            if self.ledger.deliveries.still_owes(rejected, peer.name):
                 raise NotYet(f"{peer.name} has not stored what is to be rejected yet: {rejected}")
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
                 raise NotTaken(f"{peer.name} has not stored {rejected} under its own UID; there is nothing to reject")

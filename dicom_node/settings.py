@@ -103,7 +103,7 @@ class Peer(BaseModel):
     sheet: bool = True
     #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
     counts: bool = False
-    #: Send a rejection note (IHE IOCM) for every superseded report; archives that know such notes hide what they name.
+    #: Send a rejection note (IHE IOCM) on every superseded report and sheet; archives that know them hide what they name.
     reject_superseded: bool = False
     #: Deliveries that may be under way to it at the same time, over all workers.
     parallel: Annotated[int, Field(ge=1)] = 2
@@ -228,6 +228,7 @@ class Settings(BaseSettings):
         parts = urlsplit(url)
         try:
             known = parts.scheme in ("redis", "rediss", "redis+socket") and (parts.port or True)
+            known = known and (parts.scheme == "redis+socket" or int(parts.path.strip("/") or 0) >= 0)
         except ValueError:
             known = False
         if not known:
@@ -273,7 +274,7 @@ class Settings(BaseSettings):
 
     @property
     def receivers_of_rejections(self) -> tuple[str, ...]:
-        """Names of the peers that get a note for every superseded report."""
+        """Names of the peers that get notes on what is superseded."""
         return tuple(peer.name for peer in self.receivers_of_reports if peer.reject_superseded)
 
     @property
@@ -370,6 +371,8 @@ def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
         kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
         kind = kinds.get(location[0], Settings)
         return f"no such setting; known: {', '.join(kind.model_fields)}"
+    if location == ("peers",):
+        return "write [[peers]], with two brackets, before every peer"
     if problem["type"] in ("frozen_set_type", "tuple_type"):
         return f'write a list, as {location[-1]} = ["..."] (got {problem.get("input")!r})'
     got = problem.get("input")

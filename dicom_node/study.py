@@ -83,7 +83,7 @@ class Delivery(StrEnum):
     AWAITED = "commitment awaited"
     SENT = "sent"
     FAILED = "failed"
-    #: A sheet that the destination does not take or is not to get; nothing is owed.
+    #: A sheet or note that the destination does not take or is not to get; nothing is owed.
     LEFT_OUT = "left out"
 
 
@@ -183,7 +183,7 @@ class NotLabelled:
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """A report, or the sheet beside one, that lies in the spool, ready to be sent."""
+    """A report, or the sheet or note beside one, that lies in the spool, ready to be sent."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -192,7 +192,7 @@ class WrittenReport:
     content: str
     path: Path
     predecessor: str | None
-    #: What the report says, for people who ask the node instead of PACS (JSON of `SeriesSummary`).
+    #: What the report says, for people who ask the node instead of PACS (JSON, `pipeline.summary_of`).
     summary: str = ""
     kind: Kind = Kind.REPORT
 

@@ -7,7 +7,7 @@ Groups with numbers sum up; those without, one per run of images with the same l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
@@ -34,6 +34,19 @@ class ReportedLabels:
     series_instance_uid: str
     images: tuple[tuple[str, str], ...]
     seen: Mapping[ImageKey, frozenset[str]]
+
+    def by_image(self) -> list[frozenset[str]]:
+        """Labels of each image in the report's order, those of its frames together."""
+        together: dict[str, set[str]] = defaultdict(set)
+        for (uid, _), names in self.seen.items():
+            together[uid] |= names
+        return [frozenset(together[uid]) for _, uid in self.images]
+
+
+def in_order(names: Iterable[str], images: Sequence[Collection[str]]) -> tuple[str, ...]:
+    """Those of the labels that any image shows, by the first that does, as the labeler lists them."""
+    first = {name: place for place, labels in reversed(list(enumerate(images))) for name in labels}
+    return tuple(sorted((name for name in names if name in first), key=lambda name: (first[name], name)))
 
 
 def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:

@@ -31,8 +31,8 @@ _FORGOTTEN = 24 * _HOUR
 _COMMANDS = {
     "receive": "receive",
     "watch": "watch",
-    "label": "worker --queues label",
-    "deliver": "worker --queues deliver",
+    "label": "worker --queues label --hostname label@%h",
+    "deliver": "worker --queues deliver --hostname deliver@%h --pool threads --concurrency 8",
 }
 
 
@@ -100,7 +100,7 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     waiting = and_(delivery.c.state.in_(OPEN), delivery.c.attempts > 0)
     tried: Any = select(func.count(), func.max(delivery.c.attempts)).where(waiting)
     count, worst = tuple(ledger.rows(tried)[0])
-    remedy = "dicom-node echo PEER tells why; they are sent again by themselves" if count else ""
+    remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
     yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
 

@@ -96,7 +96,7 @@ def turned_away(found: Iterable[Rejection]) -> RenderableType:
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
     cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
     rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, cure) for r, cure in cells)
-    return _listed("Turned away, the latest first", columns, ([escape(str(value)) for value in row] for row in rows))
+    return _listed("Turned away", columns, ([escape(str(value)) for value in row] for row in rows))
 
 
 def to_paste(found: Iterable[Rejection]) -> str:

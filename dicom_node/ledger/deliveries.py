@@ -134,11 +134,16 @@ class Deliveries:
         with self.store.engine.connect() as connection:
             return str(connection.execute(select(delivery.c.sent_uid).where(key)).scalar() or "")
 
-    def is_under_way(self, report_uid: str, destination: str) -> bool:
-        """Is a destination still to store this?"""
-        waiting = and_(_fitting(destination, report_uid), delivery.c.state == Delivery.WAITING)
+    def has(self, report_uid: str) -> bool:
+        """Was this ever to be delivered to anybody?"""
         with self.store.engine.connect() as connection:
-            return connection.execute(select(delivery.c.state).where(waiting)).first() is not None
+            return connection.execute(select(delivery.c.state).where(_fitting(None, report_uid))).first() is not None
+
+    def still_owes(self, report_uid: str, destination: str) -> bool:
+        """May a destination still get this, from us or by a person's `retry`?"""
+        owed = and_(_fitting(destination, report_uid), delivery.c.state.not_in(DONE))
+        with self.store.engine.connect() as connection:
+            return connection.execute(select(delivery.c.state).where(owed)).first() is not None
 
     def settle(
         self,

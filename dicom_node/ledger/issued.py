@@ -25,10 +25,11 @@ class Issued:
     def __init__(self, store: Store, deliveries: Deliveries) -> None:
         self.store, self._deliveries = store, deliveries
 
-    def enter(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> None:
+    def enter(self, connection: Connection, written: WrittenReport, destinations: Iterable[str]) -> str:
         """Enter a report, sheet or note, and owe it to every destination.
 
-        What a report succeeds is superseded by it, and so is the sheet to that.
+        What a report succeeds is superseded by it, and so is the sheet to that. Returns the report that had superseded
+        it before: this one's rival, if it is another.
         """
         values = {
             "sop_instance_uid": written.sop_instance_uid,
@@ -47,6 +48,9 @@ class Issued:
             key = and_(report.c.sop_instance_uid.in_(earlier), report.c.superseded_by == "")
             connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
         self._deliveries.enter(connection, written, destinations)
+        successor = select(report.c.superseded_by).where(report.c.sop_instance_uid == (written.predecessor or ""))
+        first = str(connection.execute(successor).scalar() or "")
+        return "" if first == written.sop_instance_uid else first
 
     def report(self, sop_instance_uid: str) -> WrittenReport | None:
         """The report with this UID, superseded or not."""

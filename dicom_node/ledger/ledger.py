@@ -217,7 +217,8 @@ class Ledger:
             connection.execute(delete(not_labelled).where(waited))
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
-                self.issued.enter(connection, written, receivers[written.kind])
+                if rival := self.issued.enter(connection, written, receivers[written.kind]):
+                    raise Superseded(f"series {written.source_series_uid}: overtaken by report {rival}")
             state, reason = self._outcome(connection, lease.study_uid, reports, notes)
             key = study.c.study_uid == lease.study_uid
             connection.execute(update(study).where(key).values(state=state, reason=reason))
@@ -272,18 +273,23 @@ class Ledger:
         destinations: Sequence[str] = (),
         rejections: Iterable[WrittenReport] = (),
         rejections_to: Sequence[str] = (),
+        alone: bool = False,
     ) -> None:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries.
 
         Args:
             rejections: the notes on what it supersedes, where somebody gets them.
+            alone: it is entered only where nothing else has superseded its predecessor.
+        Raises:
+            Superseded: something has; nothing is written.
         """
         values = {**said.__dict__, "path": str(path), "heard_at": self.clock()}
         with self.engine.begin() as connection:
             lock_study(connection, said.study_uid)
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
-            if successor is not None:
-                self.issued.enter(connection, successor, destinations)
+            rival = "" if successor is None else self.issued.enter(connection, successor, destinations)
+            if rival and alone:
+                raise Superseded(f"{said.report_uid} has been superseded meanwhile; amend {rival}")
             for rejection in rejections:
                 self.issued.enter(connection, rejection, rejections_to)
             if destinations:

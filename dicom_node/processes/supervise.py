@@ -90,7 +90,7 @@ def embedded_broker(home: Path) -> tuple[Program, str]:
     folder = home / "broker"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     keeps_nothing = ("--save", "", "--appendonly", "no", "--dir", str(folder))
-    tells_little = ("--loglevel", "warning", "--logfile", str(folder / "log"))
+    tells_little = ("--loglevel", "warning", "--logfile", "log")  # lies in --dir
     command = (str(binary), "--port", str(port), "--bind", "127.0.0.1", *keeps_nothing, *tells_little)
     return Program("broker", command), f"redis://127.0.0.1:{port}/0"
 
@@ -218,8 +218,8 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # somebody else's
+        pass
     return True
 
 

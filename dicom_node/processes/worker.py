@@ -32,7 +32,7 @@ def run_worker(settings: Settings, arguments: list[str]) -> None:
     The solo pool keeps one loaded model per process and leaves CUDA alone; start several for several GPUs.
     """
     configure_logs()
-    warnings.filterwarnings("ignore", category=SecurityWarning)  # `up` says it once, in one line
+    warnings.filterwarnings("ignore", category=SecurityWarning)  # a page on running as root; `up` has a line
     connect(settings)
     guard = Guard(settings)
     guard.listen()

@@ -33,7 +33,15 @@ from dicom_node.uids import derived
 from labeler.aggregate import findings
 from labeler.result import Finding, SliceLabels
 from labeler.slices import Source
-from labeler.sr import FINDING_SITE, IMAGING_MEASUREMENTS, MEASUREMENT_GROUP, ReportedLabels, concept_of, label_of
+from labeler.sr import (
+    FINDING_SITE,
+    IMAGING_MEASUREMENTS,
+    MEASUREMENT_GROUP,
+    ReportedLabels,
+    concept_of,
+    in_order,
+    label_of,
+)
 from labeler.vocabulary import Vocabulary
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
@@ -89,7 +97,7 @@ def amended(
     report: Dataset,
     said: ReportedLabels,
     sources: Sequence[Source],
-    header: Dataset,
+    header: Dataset | None,
     changes: Sequence[Change],
     verifier: Verifier,
     when: datetime,
@@ -101,7 +109,7 @@ def amended(
     Args:
         said: the report's labels as they are (`labeler.sr.read_report`).
         sources: its images, or frames, in the report's order and with the numbers by which people know them.
-        header: of one of its images, which is compared with the corrected labels.
+        header: of its first image, which is compared with the corrected labels; None where it cannot be read.
         when: when the person said so.
     Raises:
         ConfigurationError: the changes change nothing.
@@ -208,10 +216,10 @@ def _said(after: Sequence[SliceLabels], labels: set[str], words: Vocabulary) -> 
 
 
 def _evaluations(
-    box: Dataset, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary, told: str
+    box: Dataset, after: Sequence[SliceLabels], touched: set[str], header: Dataset | None, words: Vocabulary, told: str
 ) -> Iterator[Dataset]:
     """Target regions as they follow from the corrected labels, the summary, and what was changed."""
-    stations = _shown(words.stations, after)
+    stations = in_order(words.stations, [item.present for item in after])
     region = words.region(stations) if stations else None
     for code in [region.code] if region else [words[name].code for name in stations]:
         yield CodeContentItem(CodedConcept(_TARGET_REGION, "DCM", "Target Region"), coded(code), _CONTAINS)
@@ -224,26 +232,23 @@ def _evaluations(
     yield TextContentItem(CodedConcept(_COMMENT, "DCM", "Comment"), f"Corrected: {told}", _CONTAINS)
 
 
-def _summary(text: str, after: Sequence[SliceLabels], touched: set[str], header: Dataset, words: Vocabulary) -> str:
+def _summary(
+    text: str, after: Sequence[SliceLabels], touched: set[str], header: Dataset | None, words: Vocabulary
+) -> str:
     """The report's own lines; stations, organs, and what the header says against them, as they are now."""
-    stations, organs = _shown(words.stations, after), _shown(words.organs, after)
+    stations, organs = (in_order(names, [item.present for item in after]) for names in (words.stations, words.organs))
     answered = {shown_name(name, words) for name in touched}
     lines = []
     for line in text.replace(_UNVERIFIED_LINE, _VERIFIED_LINE).splitlines():
         title, _, said = line.partition(": ")
         if title == "Body stations":
-            lines.append(f"{title}: {'; '.join(shown_name(name, words) for name in stations) or 'none'}")
-            lines += compared(header, stations, words).lines()
+            lines.append(f"{title}: {'; '.join(shown_name(name, words) for name in stations) or 'none found'}")
+            lines += compared(header, stations, words).lines() if header is not None else []
         elif title == "Organs":
-            lines.append(f"{title}: {', '.join(shown_name(name, words) for name in organs) or 'none'}")
+            lines.append(f"{title}: {', '.join(shown_name(name, words) for name in organs) or 'none found'}")
         elif title == "Not sure":
             left = [name for name in said.split(", ") if name not in answered]
             lines += [f"{title}: {', '.join(left)}"] if left else []
         elif not title.startswith("Header "):
             lines.append(line)
     return "\r\n".join(lines)
-
-
-def _shown(names: Sequence[str], after: Sequence[SliceLabels]) -> tuple[str, ...]:
-    """Those of the labels that any image shows."""
-    return tuple(name for name in names if any(name in item.present for item in after))

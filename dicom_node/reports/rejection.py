@@ -17,7 +17,13 @@ from dicom_node.uids import derived, rejection_uid
 
 #: Note series are numbered behind those of the sheets; notes on sheets behind those on reports.
 _SERIES_NUMBER_AFTER = 2000
-_IDENTITY = ("IssuerOfPatientID", "OtherPatientIDsSequence", "TimezoneOffsetFromUTC")
+_COPIED = (
+    "SpecificCharacterSet",
+    "ContributingEquipmentSequence",
+    "IssuerOfPatientID",
+    "OtherPatientIDsSequence",
+    "TimezoneOffsetFromUTC",
+)
 
 
 def rejection_of(rejected: Dataset, successor: Dataset) -> Dataset:
@@ -39,10 +45,8 @@ def rejection_of(rejected: Dataset, successor: Dataset) -> Dataset:
     for item in made.ContentSequence:
         if item.ValueType in ("IMAGE", "COMPOSITE"):
             del item.ConceptNameCodeSequence  # a purpose of reference is forbidden here (PS3.16 TID 2010)
-    made.ContributingEquipmentSequence = rejected.ContributingEquipmentSequence
     made.SeriesDescription = "AI anatomy labels: superseded"
-    made.SpecificCharacterSet = rejected.SpecificCharacterSet
-    for keyword in _IDENTITY:
+    for keyword in _COPIED:
         if rejected.get(keyword):
             made[keyword] = rejected[keyword]
     for moment in ("Content", "InstanceCreation"):

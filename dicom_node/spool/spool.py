@@ -60,7 +60,7 @@ class Spool:
         self.images = home / "spool"
         self.incoming = self.images / "incoming"
         self.reports = home / "reports"
-        self.reserve_bytes, self.durability = reserve_bytes, durability
+        self.reserve_bytes = reserve_bytes
         self._backlog = _Backlog() if durability == "group" else None
         for folder in (home, self.images, self.incoming, self.reports):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -127,30 +127,35 @@ class Spool:
                 f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
             )
 
+    @property
+    def waits_for_disk(self) -> bool:
+        """Is a file on the disk before it has its name (durability `each`)?"""
+        return self._backlog is None
+
     def settle(self, file: BlockFile, target: Path) -> bool:
         """Give a finished file its name for good; False when the name is taken.
 
-        Durability `each` returns when the name would survive a power cut, `group` when it will soon.
+        Durability `each` returns when the name of a file that is on the disk would survive a power cut, `group` when
+        both will soon.
         """
-        folder = target.parent
-        new = self._link(file, target, folder)
+        new = self._link(file, target)
         if self._backlog is None:
-            _sync_folder(folder)
+            _sync_folder(target.parent)
         elif new:
             self._backlog.add(os.dup(file.descriptor), target)
         return new
 
-    def _link(self, file: BlockFile, target: Path, folder: Path) -> bool:
+    def _link(self, file: BlockFile, target: Path) -> bool:
         try:
             os.link(file.path, target)
         except FileExistsError:
             return False
         except FileNotFoundError:
-            if folder.exists():
+            if not file.path.exists():
                 raise
-            folder.mkdir(mode=0o700, exist_ok=True)
+            target.parent.mkdir(mode=0o700, exist_ok=True)  # a study's first image, or one of several
             _sync_folder(self.images)
-            return self._link(file, target, folder)
+            return self._link(file, target)
         return True
 
     def files(self) -> Iterator[Path]:
@@ -255,7 +260,7 @@ class Part:
         """
         target = self._spool.place(study_uid, sop_instance_uid)
         try:
-            self._file.finish(durably=self._spool.durability == "each")
+            self._file.finish(durably=self._spool.waits_for_disk)
             digest = self._file.digest
             if self._spool.settle(self._file, target):
                 return _stored(target, digest, os.fstat(self._file.descriptor))

@@ -215,7 +215,7 @@ def main() -> None:
 
 _ABOUT = """## Sending a report
 
-`python -m tests.bench.send --page docs/benchmarks.md`: medians over 100 reports of 12 images each (91 kB, 476
+`python -m tests.bench.send --page docs/benchmarks.md`: medians over 100 reports of 12 images each (89 kB, 465
 content items), and over the same cut down to three items (3 kB). "bare bytes" is what the archive itself takes, without
 any library at our end; "archive's processor" is what its process computes meanwhile. "delivered" is all that happens to
 a report: claim, gate, C-STORE, record. "pynetdicom" is its own C-STORE, whose sockets wait for Nagle and delayed

@@ -99,7 +99,10 @@ def amended_of(path: Path) -> Dataset:
     assert said is not None
     sources = [Source(i, uid, cls, None, i + 1) for i, (cls, uid) in enumerate(said.images)]
     changes = [Change("heart", False), Change("pancreas", True, 2, 3)]
-    return amended(report, said, sources, changes, Verifier("Doe^Jane", "Hospital"), datetime(2026, 1, 3), words)
+    header = a_series("torso", 1, name="t")[0]
+    return amended(
+        report, said, sources, header, changes, Verifier("Doe^Jane", "Hospital"), datetime(2026, 1, 3), words
+    )
 
 
 def frames_of(images: list[Dataset]) -> Dataset:
