@@ -191,6 +191,7 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
     try:
         data_set = dcmread(instance.path)
         remark = hear(data_set, _reports_of(ledger), vocabulary())
+        successor = _successor(ledger, instance, remark, data_set) if remark else None
     except SQLAlchemyError:
         raise
     except Exception as error:  # whatever a hostile document makes the parser raise is the document's own
@@ -200,7 +201,7 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
     if not allowed:
         remedy = f'let [[peers]] "{instance.peer}" say so: may = ["push", "audit"]'
         return left_out(f"{remark.kind} not allowed", remedy)
-    ledger.enter_remark(remark, instance.path, _successor(ledger, instance, remark, data_set))
+    ledger.enter_remark(remark, instance.path, successor)
     log.warning(remark.kind.value, report_uid=remark.report_uid, study_uid=remark.study_uid, changes=remark.changes)
     return []
 

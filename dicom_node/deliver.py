@@ -143,9 +143,8 @@ class Deliverer:
     def _lost(self, due: DueDelivery) -> NotYet | NotTaken | Quarantine:
         """What follows when the file is gone: a report is made again where all its images are here; a note is not."""
         if due.kind == Kind.REJECTION:
-            return NotTaken(
-                f"{due.path} was lost; hide in {due.destination} by hand what `dicom-node status` shows as old"
-            )
+            remedy = f"in {due.destination}, hide by hand what `dicom-node status {due.study_uid}` calls superseded"
+            return NotTaken(f"{due.path} was lost; {remedy}")
         lost = self.ledger.holdings.lost_reports([str(due.path)])
         if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
             return NotYet(f"{due.path} was lost; the study is labelled again")

@@ -103,7 +103,7 @@ class Peer(BaseModel):
     sheet: bool = True
     #: Ask it (C-FIND) how many images of a study it holds: when we hold as many, the study is complete.
     counts: bool = False
-    #: Send a rejection note (IHE IOCM) on every superseded report and sheet; archives that know them hide what they name.
+    #: Send a rejection note (IHE IOCM) on every superseded report and sheet; archives that know such notes hide these.
     reject_superseded: bool = False
     #: Deliveries that may be under way to it at the same time, over all workers.
     parallel: Annotated[int, Field(ge=1)] = 2
@@ -371,7 +371,7 @@ def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
         kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
         kind = kinds.get(location[0], Settings)
         return f"no such setting; known: {', '.join(kind.model_fields)}"
-    if location == ("peers",):
+    if location == ("peers",) and problem["type"] == "tuple_type":
         return "write [[peers]], with two brackets, before every peer"
     if problem["type"] in ("frozen_set_type", "tuple_type"):
         return f'write a list, as {location[-1]} = ["..."] (got {problem.get("input")!r})'

@@ -131,9 +131,8 @@ not_labelled = Table(
 )
 Index("not_labelled_by_study", not_labelled.c.study_uid)
 
-#: Reports that lie in the spool, the sheets and notes beside them, and answers about storage commitment; `superseded_by`
-#: names
-#: a report's next revision.
+#: Reports that lie in the spool, the sheets and notes beside them, and answers about storage commitment;
+#: `superseded_by` names a report's next revision, at its sheet too.
 report = Table(
     "report",
     metadata,

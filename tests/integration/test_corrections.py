@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from highdicom.sr import CodedConcept
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import BasicTextSRStorage
 
-from dicom_node.corrections import amend, export, shown
+from dicom_node.corrections import _revised, amend, export, shown
 from dicom_node.demo.archive import Archive
-from dicom_node.errors import ConfigurationError, Quarantine
+from dicom_node.errors import ConfigurationError, Quarantine, Superseded
 from dicom_node.reports.amend import Change, Verifier
+from dicom_node.reports.rendition import rendition
+from dicom_node.reports.report import encode
 from dicom_node.study import Delivery, RemarkKind, State, WrittenReport
 from labeler.preprocess import PreprocessSpec
 from labeler.vocabulary import vocabulary
@@ -98,6 +102,56 @@ def test_the_same_images_again_do_not_bring_the_machines_report_back(bench: Benc
     current = bench.ledger.issued.current(written.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == written.sop_instance_uid
+
+
+def test_two_corrections_of_one_report_make_no_rivals(bench: Bench, study: str, tmp_path: Path) -> None:
+    first = corrected(bench, study, Change(a_label_of(bench, study), False))
+    remark, _ = bench.ledger.remarks()[0]
+    rival = replace(first, sop_instance_uid="1.2.3", predecessor=remark.report_uid)
+    with pytest.raises(Superseded, match=f"amend {first.sop_instance_uid}"):
+        bench.ledger.enter_remark(replace(remark, sop_instance_uid="1.2.3"), tmp_path, rival, ["pacs"], alone=True)
+    assert bench.ledger.issued.report("1.2.3") is None
+    assert len(bench.ledger.remarks()) == 1
+
+
+def test_the_header_is_that_of_an_image_that_the_report_judges(bench: Bench) -> None:
+    images = a_series("torso", IMAGES, name="a localizer first")
+    localizer, *_ = a_series("torso", 1, name="a localizer first", body_part="HAND")
+    localizer.SOPInstanceUID = localizer.file_meta.MediaStorageSOPInstanceUID = f"{images[0].SOPInstanceUID}.9"[-60:]
+    localizer.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    study = bench.take([localizer, *images])
+    bench.label(study)
+    before = json.loads(the_report(bench, study).summary)["header"]
+    written = corrected(bench, study, Change("brain", True))
+    after = json.loads(written.summary)["header"]
+    assert (after["claimed"], before["claimed"]) == ("CHEST", "CHEST")
+    lines = [item for item in dcmread(written.path).ContentSequence[-1].ContentSequence if "TextValue" in item]
+    assert "Header Body Part Examined: CHEST" in str(lines[0].TextValue)
+    assert "HAND" not in str(lines[0].TextValue)
+
+
+def test_the_ledger_follows_what_a_correction_makes_of_the_header(bench: Bench, study: str) -> None:
+    shown = json.loads(the_report(bench, study).summary)["stations"]
+    written = corrected(bench, study, *(Change(name, False) for name in shown), Change("foot", True))
+    summary = json.loads(written.summary)
+    assert (summary["stations"], summary["header"]["agreement"]) == (["foot"], "DIFFER")
+    assert "findings" not in summary
+
+
+def test_a_verified_copy_without_groups_leaves_what_the_ledger_knows(bench: Bench, study: str) -> None:
+    before = the_report(bench, study)
+    theirs = rendition(dcmread(corrected(bench, study, Change("brain", True)).path), BasicTextSRStorage)
+    path = bench.spool.store_report("1.2.9", encode(theirs))
+    assert _revised(before.summary, dcmread(path), bench.ledger.instances(study)) == before.summary
+
+
+def test_an_image_beyond_reading_does_not_silence_a_correction(bench: Bench, study: str) -> None:
+    written = corrected(bench, study, Change("brain", True))
+    for image in bench.ledger.instances(study):
+        image.path.write_bytes(b"junk")
+    summary = json.loads(_revised(written.summary, dcmread(written.path), bench.ledger.instances(study)))
+    assert "brain" in summary["organs"]
+    assert summary["header"]["claimed"] == "CHEST"
 
 
 @pytest.mark.parametrize(

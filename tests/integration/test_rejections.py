@@ -9,10 +9,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
+from sqlalchemy import update
 
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import story
+from dicom_node.ledger.schema import delivery
 from dicom_node.reports.amend import Change, Verifier
 from dicom_node.reports.gate import evidence_of
 from dicom_node.study import Delivery, State
@@ -123,6 +125,61 @@ def test_a_note_waits_until_what_it_rejects_has_arrived_too(bench: Bench, archiv
     assert bench.deliverer.deliver(earlier.sop_instance_uid, "pacs") == Delivery.SENT
     assert bench.deliver_all() == [Delivery.SENT]
     assert [evidence_of(note) for note in notes(archive)] == [{earlier.sop_instance_uid}]
+
+
+def test_a_note_waits_for_what_was_given_up_and_may_be_tried_again(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    earlier, newer = bench.ledger.issued.of_study(study)
+    with bench.ledger.engine.begin() as connection:
+        key = delivery.c.report_uid == earlier.sop_instance_uid
+        connection.execute(update(delivery).where(key).values(state=Delivery.FAILED))
+    assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
+    assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.WAITING
+    bench.ledger.retry_study(study)
+    assert bench.deliverer.deliver(earlier.sop_instance_uid, "pacs") == Delivery.SENT
+    bench.clock.now += 60
+    assert bench.deliver_all() == [Delivery.SENT]
+    assert [evidence_of(note) for note in notes(archive)] == [{earlier.sop_instance_uid}]
+
+
+def test_a_lost_note_is_left_out_and_the_study_goes_on(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    earlier, _ = bench.ledger.issued.of_study(study)
+    (bench.spool.reports / f"{rejection_uid(earlier.sop_instance_uid)}.dcm").unlink()
+    assert set(bench.deliver_all()) == {Delivery.SENT, Delivery.LEFT_OUT}
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT
+
+
+def test_a_persons_report_from_elsewhere_gets_no_note(bench: Bench, archive: Archive) -> None:
+    images = a_series("torso", 8, name="said elsewhere")
+    study = bench.take(images[:6])
+    bench.label(study)
+    bench.deliver_all()
+    (report,) = bench.ledger.issued.of_study(study)
+    theirs = dcmread(report.path)
+    theirs.SOPInstanceUID = theirs.file_meta.MediaStorageSOPInstanceUID = f"{report.sop_instance_uid}1"[-60:].lstrip(
+        "."
+    )
+    theirs.VerificationFlag = "VERIFIED"
+    theirs.PredecessorDocumentsSequence = [predecessor_of(dcmread(report.path))]
+    del theirs.ContributingEquipmentSequence
+    bench.take([theirs], peer="review")
+    bench.label(study)
+    bench.take(images[6:])
+    assert bench.label(study) == State.REPORTED
+    newest = bench.ledger.issued.of_study(study)[-1]
+    assert bench.ledger.issued.successor_of(str(theirs.SOPInstanceUID)) == newest.sop_instance_uid
+    assert bench.ledger.deliveries.has(rejection_uid(str(theirs.SOPInstanceUID))) is False
+
+
+def predecessor_of(report: Dataset) -> Dataset:
+    study, series, reference = Dataset(), Dataset(), Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = report.SOPClassUID, report.SOPInstanceUID
+    series.ReferencedSOPSequence, series.SeriesInstanceUID = [reference], report.SeriesInstanceUID
+    study.ReferencedSeriesSequence, study.StudyInstanceUID = [series], report.StudyInstanceUID
+    return study
 
 
 def test_our_own_note_that_comes_back_is_no_dispute(bench: Bench, archive: Archive) -> None:

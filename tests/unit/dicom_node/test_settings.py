@@ -48,6 +48,7 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (("port = 11112", 'port = "x"'), 2, "got 'x'"),
         (('ae_title = "CT1"', 'ae_title = "A TITLE THAT IS TOO LONG"'), 7, "1 to 16 characters"),
         (('host = "10.1.0.0/16"', 'host = "10.1.0.0/99"'), 8, "a host is an address"),
+        (("quiet_seconds = 30", 'broker = "redis://127.0.0.1:6379/x"'), 3, "write it as redis://HOST:6379/0"),
         (('may = ["push"]', 'may = "push"'), 9, """write a list, as may = ["..."] (got 'push')"""),
         (('may = ["push"]', 'may = ["pull"]'), 9, "'push', 'reports' or 'audit'"),
         (("quiet_seconds = 5", "quiet_seconds = -5"), 10, "greater than 0"),
@@ -66,6 +67,11 @@ def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line,
         load(GOOD.replace(wrong[0], wrong[1], 1), tmp_path)
     assert f"node.toml:{line}:" in str(error.value)
     assert told in str(error.value)
+
+
+def test_one_bracket_too_few_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"write \[\[peers\]\], with two brackets"):
+        load('[peers]\nname = "pacs"\n', tmp_path)
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path):

@@ -2,7 +2,11 @@
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +85,37 @@ def test_a_failing_disk_leaves_no_half_file(spool: Spool, monkeypatch: pytest.Mo
         stored(spool)
     assert list(spool.files()) == []
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_gets_there_before_the_answer(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def told(name: str, real: Any, *arguments: Any) -> Any:
+        first = arguments[0]
+        path = Path(f"/proc/self/fd/{first}").readlink() if isinstance(first, int) else first
+        calls.append((name, "part" if path.suffix == ".part" else path.name))
+        return real(*arguments)
+
+    for name in ("pwrite", "fdatasync", "link", "fsync"):
+        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
+    stored(spool, bytes(300_000))
+    stored(spool, bytes(300_000), uid="1.2.4")
+    part = [("pwrite", "part"), ("pwrite", "part"), ("fdatasync", "part"), ("link", "part")]
+    first_of_study = [("fsync", "spool"), ("link", "part"), ("fsync", "1.2")]
+    assert calls == [*part, *first_of_study, *part, ("fsync", "1.2")]
+
+
+def test_the_first_images_of_a_study_may_come_at_once(spool: Spool) -> None:
+    def store(study: int, image: int) -> Path:
+        header = file_header("1.2.840.10008.5.1.4.1.1.2", f"1.2.{image}", SYNTAX, "CT1")
+        return spool.store(f"1.2.{study}", f"1.2.{image}", header, b"pixels").path
+
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(store, *zip(*product(range(40), range(8)), strict=True)))
+    assert sorted(paths) == sorted(spool.files())
+    assert len(paths) == 320
 
 
 def test_half_written_files_are_cleared_at_start(spool: Spool):

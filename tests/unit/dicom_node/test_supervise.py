@@ -6,10 +6,12 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from dicom_node.processes.supervise import clear_after_dead, die_with
+from dicom_node.processes.supervise import clear_after_dead, die_with, embedded_broker
+from tests.support import eventually, listens
 
 
 def test_only_the_folders_of_dead_supervisors_are_cleared(tmp_path: Path):
@@ -21,6 +23,18 @@ def test_only_the_folders_of_dead_supervisors_are_cleared(tmp_path: Path):
         (folder / "label").touch()
     clear_after_dead(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([own, other])
+
+
+def test_the_broker_runs_in_a_home_that_is_given_relatively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, url = embedded_broker(Path("data"))
+    broker = subprocess.Popen(program.command)
+    try:
+        assert eventually(lambda: listens(urlsplit(url).port or 0), 20)
+    finally:
+        broker.terminate()
+        broker.wait()
+    assert (tmp_path / "data" / "broker" / "log").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
