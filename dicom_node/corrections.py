@@ -20,7 +20,7 @@ from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.peek import peek
-from dicom_node.reports.amend import Change, Verifier, amended
+from dicom_node.reports.amend import Amendment, amended
 from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.reports.gate import inspected, passed_rejection
 from dicom_node.reports.header import compared
@@ -43,10 +43,7 @@ def amend(
     ledger: Ledger,
     spool: Spool,
     report_uid: str,
-    changes: Sequence[Change],
-    verifier: Verifier,
-    comment: str,
-    when: datetime,
+    amendment: Amendment,
 ) -> WrittenReport:
     """Write the verified successor of a report and put it on its way to every destination.
 
@@ -61,18 +58,16 @@ def amend(
         raise Quarantine(f"report {report_uid} lists no images")
     instances = ledger.instances(row.study_uid)
     sources, header = _sources(said, instances, report_uid), _header(said, instances)
-    made = amended(report, said, sources, header, changes, verifier, when, words, comment)
+    made = amended(report, said, sources, header, amendment, words)
     uid = str(made.SOPInstanceUID)
     path = spool.store_report(uid, inspected(encode(made), report, {image for _, image in said.images}, words))
-    written = WrittenReport(
-        uid,
-        str(made.SOPClassUID),
-        row.study_uid,
-        row.source_series_uid,
-        row.content,
-        path,
-        report_uid,
-        _revised(row.summary, made, instances),
+    written = replace(
+        row,
+        sop_instance_uid=uid,
+        sop_class_uid=str(made.SOPClassUID),
+        path=path,
+        predecessor=report_uid,
+        summary=_revised(row.summary, made, instances),
     )
     destinations = [peer.name for peer in settings.receivers_of_reports]
     notes = rejections_beside(settings, ledger, spool, written, made)
@@ -153,7 +148,8 @@ def _header(said: ReportedLabels, instances: Sequence[Instance]) -> Dataset | No
 
 def _revised(summary: str, made: Dataset, instances: Sequence[Instance]) -> str:
     """What the ledger keeps of a report, as it is after a correction; as it was where that has no groups to read."""
-    words, said = vocabulary(), read_report(made, vocabulary())
+    words = vocabulary()
+    said = read_report(made, words)
     if said is None or made.SOPClassUID == BasicTextSRStorage:
         return summary
     stations, organs = (in_order(names, said.by_image()) for names in (words.stations, words.organs))
@@ -211,15 +207,13 @@ def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dat
     before = ledger.issued.report(remark.report_uid)
     if remark.kind != RemarkKind.CORRECTION or before is None:
         return None
-    return WrittenReport(
-        remark.sop_instance_uid,
-        str(data_set.SOPClassUID),
-        before.study_uid,
-        before.source_series_uid,
-        before.content,
-        instance.path,
-        remark.report_uid,
-        _revised(before.summary, data_set, ledger.instances(before.study_uid)),
+    return replace(
+        before,
+        sop_instance_uid=remark.sop_instance_uid,
+        sop_class_uid=str(data_set.SOPClassUID),
+        path=instance.path,
+        predecessor=remark.report_uid,
+        summary=_revised(before.summary, data_set, ledger.instances(before.study_uid)),
     )
 
 

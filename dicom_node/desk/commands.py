@@ -107,24 +107,16 @@ def amend(
     from datetime import datetime
 
     from dicom_node import corrections
-    from dicom_node.reports.amend import Verifier, parse_change
+    from dicom_node.reports.amend import Amendment, Verifier, parse_change
     from dicom_node.spool import Spool
     from labeler.vocabulary import vocabulary
 
     wanted, words = settings(), vocabulary()
     changes = [parse_change(text, words, present=False) for text in remove or ()]
     changes += [parse_change(text, words, present=True) for text in add or ()]
-    written = corrections.amend(
-        wanted,
-        kept_ledger(wanted),
-        Spool(wanted.home),
-        report,
-        changes,
-        Verifier(by, organization),
-        comment,
-        datetime.now().astimezone(),
-    )
-    console.print(f"{written.sop_instance_uid} supersedes {report}: {'; '.join(map(str, changes))}")
+    amendment = Amendment(changes, Verifier(by, organization), datetime.now().astimezone(), comment)
+    written = corrections.amend(wanted, kept_ledger(wanted), Spool(wanted.home), report, amendment)
+    console.print(f"{written.sop_instance_uid} supersedes {report}: {amendment}")
 
 
 @corrections_app.callback(invoke_without_command=True)

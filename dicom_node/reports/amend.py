@@ -74,6 +74,19 @@ class Verifier:
     organization: str
 
 
+@dataclass(frozen=True)
+class Amendment:
+    """What a person says is to change, who that is, when it was said, and why."""
+
+    changes: Sequence[Change]
+    by: Verifier
+    when: datetime
+    comment: str = ""
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.changes)) + (f". {self.comment}" if self.comment else "")
+
+
 def parse_change(text: str, words: Vocabulary, *, present: bool) -> Change:
     """`gallbladder`, `liver:12` or `liver:12-40`.
 
@@ -98,11 +111,8 @@ def amended(
     said: ReportedLabels,
     sources: Sequence[Source],
     header: Dataset | None,
-    changes: Sequence[Change],
-    verifier: Verifier,
-    when: datetime,
+    amendment: Amendment,
     words: Vocabulary,
-    comment: str = "",
 ) -> Dataset:
     """The verified successor of a report, in the same series.
 
@@ -110,26 +120,25 @@ def amended(
         said: the report's labels as they are (`labeler.sr.read_report`).
         sources: its images, or frames, in the report's order and with the numbers by which people know them.
         header: of its first image, which is compared with the corrected labels; None where it cannot be read.
-        when: when the person said so.
     Raises:
         ConfigurationError: the changes change nothing.
     """
     before = [_slice(source, said, words) for source in sources]
+    changes, by, when = amendment.changes, amendment.by, amendment.when
     after = [replace(item, present=_changed(item, changes, words)) for item in before]
     if before == after:
         raise ConfigurationError(f"nothing would change: {'; '.join(map(str, changes))}")
     made = deepcopy(report)
-    uid = derived("amended", str(report.SOPInstanceUID), *map(str, changes), verifier.name, when.isoformat())
+    uid = derived("amended", str(report.SOPInstanceUID), *map(str, changes), by.name, when.isoformat())
     _supersede(made, report, uid, when)
-    _verify(made, verifier, when)
+    _verify(made, by, when)
     touched = {change.label for change in changes}
-    tree = [*_observers(report, verifier), *(i for i in made.ContentSequence if not _observes(i))]
+    tree = [*_observers(report, by), *(i for i in made.ContentSequence if not _observes(i))]
     for box in tree:
         if concept_of(box) == IMAGING_MEASUREMENTS:
             box.ContentSequence = list(_measurements(box, after, touched, words, (uid,)))
     box = next(i for i in tree if i.ValueType == "CONTAINER" and concept_of(i) != IMAGING_MEASUREMENTS)
-    told = "; ".join(str(change) for change in changes) + (f". {comment}" if comment else "")
-    box.ContentSequence = list(_evaluations(box, after, touched, header, words, told))
+    box.ContentSequence = list(_evaluations(box, after, touched, header, words, str(amendment)))
     made.ContentSequence = tree
     separate(made)
     return made

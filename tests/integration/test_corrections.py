@@ -17,7 +17,7 @@ from pydicom.uid import BasicTextSRStorage
 from dicom_node.corrections import _revised, amend, export, shown
 from dicom_node.demo.archive import Archive
 from dicom_node.errors import ConfigurationError, Quarantine, Superseded
-from dicom_node.reports.amend import Change, Verifier
+from dicom_node.reports.amend import Amendment, Change, Verifier
 from dicom_node.reports.rendition import rendition
 from dicom_node.reports.report import encode
 from dicom_node.study import Delivery, RemarkKind, State, WrittenReport
@@ -54,7 +54,8 @@ def a_label_of(bench: Bench, study: str) -> str:
 
 def corrected(bench: Bench, study: str, *changes: Change) -> WrittenReport:
     report = the_report(bench, study)
-    return amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, changes, WHO, "seen", WHEN)
+    said = Amendment(changes, WHO, WHEN, "seen")
+    return amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, said)
 
 
 def heard(bench: Bench, study: str, said: Dataset, peer: str = "review") -> State | None:
@@ -86,8 +87,9 @@ def test_only_the_newest_report_can_be_amended(bench: Bench, study: str) -> None
     corrected(bench, study, Change(label, False))
     with pytest.raises(Quarantine, match="superseded"):
         corrected(bench, study, Change("brain", True))
+    said = Amendment([Change("brain", True)], WHO, WHEN)
     with pytest.raises(Quarantine, match="no report of this node"):
-        amend(bench.settings, bench.ledger, bench.spool, "1.2.3", [Change("brain", True)], WHO, "", WHEN)
+        amend(bench.settings, bench.ledger, bench.spool, "1.2.3", said)
 
 
 def test_a_correction_without_effect_writes_nothing(bench: Bench, study: str) -> None:

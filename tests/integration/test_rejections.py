@@ -15,13 +15,19 @@ from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import story
 from dicom_node.ledger.schema import delivery
-from dicom_node.reports.amend import Change, Verifier
+from dicom_node.reports.amend import Amendment, Change, Verifier
 from dicom_node.reports.gate import evidence_of
 from dicom_node.study import Delivery, State
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series
 from tests.parts import Bench
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed
+
+A_BRAIN = Amendment(
+    [Change("brain", True)],
+    Verifier("Doe^Jane", "General Hospital"),
+    datetime(2026, 5, 4, 10, 30, tzinfo=UTC),
+)
 
 
 @pytest.fixture
@@ -80,9 +86,7 @@ def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: B
     bench.label(study)
     bench.deliver_all()
     (report,) = bench.ledger.issued.of_study(study)
-    when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
-    change = [Change("brain", True)]
-    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)
+    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, A_BRAIN)
     for _ in range(2):
         bench.deliver_all()
         bench.clock.now += 60
@@ -95,9 +99,7 @@ def test_the_sheet_to_a_corrected_report_is_rejected_by_a_note_of_its_own(tmp_pa
     bench.label(study)
     bench.deliver_all()
     (report,) = bench.ledger.issued.of_study(study)
-    when, who = datetime(2026, 5, 4, 10, 30, tzinfo=UTC), Verifier("Doe^Jane", "General Hospital")
-    change = [Change("brain", True)]
-    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, change, who, "", when)
+    amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, A_BRAIN)
     for _ in range(2):
         bench.deliver_all()
         bench.clock.now += 60
@@ -159,9 +161,7 @@ def test_a_persons_report_from_elsewhere_gets_no_note(bench: Bench, archive: Arc
     bench.deliver_all()
     (report,) = bench.ledger.issued.of_study(study)
     theirs = dcmread(report.path)
-    theirs.SOPInstanceUID = theirs.file_meta.MediaStorageSOPInstanceUID = f"{report.sop_instance_uid}1"[-60:].lstrip(
-        "."
-    )
+    theirs.SOPInstanceUID = theirs.file_meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.1"
     theirs.VerificationFlag = "VERIFIED"
     theirs.PredecessorDocumentsSequence = [predecessor_of(dcmread(report.path))]
     del theirs.ContributingEquipmentSequence

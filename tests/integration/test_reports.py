@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node.reports.amend import Change, Verifier, amended
+from dicom_node.reports.amend import Amendment, Change, Verifier, amended
 from dicom_node.reports.gate import complaints
 from dicom_node.reports.rendition import rendition
 from dicom_node.reports.report import Context, Predecessor, build, encode
@@ -100,9 +100,8 @@ def amended_of(path: Path) -> Dataset:
     sources = [Source(i, uid, cls, None, i + 1) for i, (cls, uid) in enumerate(said.images)]
     changes = [Change("heart", False), Change("pancreas", True, 2, 3)]
     header = a_series("torso", 1, name="t")[0]
-    return amended(
-        report, said, sources, header, changes, Verifier("Doe^Jane", "Hospital"), datetime(2026, 1, 3), words
-    )
+    amendment = Amendment(changes, Verifier("Doe^Jane", "Hospital"), datetime(2026, 1, 3))
+    return amended(report, said, sources, header, amendment, words)
 
 
 def frames_of(images: list[Dataset]) -> Dataset:

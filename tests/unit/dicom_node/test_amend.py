@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.reports.amend import Change, Verifier, amended, parse_change
+from dicom_node.reports.amend import Amendment, Change, Verifier, amended, parse_change
 from dicom_node.reports.report import Context, build, encode
 from labeler.sr import concept_of, read_report
 from labeler.vocabulary import vocabulary
@@ -28,7 +28,7 @@ def corrected(*changes: Change, comment: str = "") -> Dataset:
     said = read_report(REPORT, WORDS)
     assert said is not None
     sources = [item.source for item in ANSWER.slices]
-    return amended(REPORT, said, sources, IMAGES[0], changes, WHO, WHEN, WORDS, comment)
+    return amended(REPORT, said, sources, IMAGES[0], Amendment(changes, WHO, WHEN, comment), WORDS)
 
 
 def labels(report: Dataset) -> list[set[str]]:
@@ -106,7 +106,7 @@ def test_what_a_person_has_answered_is_no_longer_unsure() -> None:
         ([Change("kidney", True)], ["Not sure: Heart"]),
         ([Change("kidney", True), Change("heart", True)], []),
     ):
-        made = amended(report, said, sources, IMAGES[0], changes, WHO, WHEN, WORDS)
+        made = amended(report, said, sources, IMAGES[0], Amendment(changes, WHO, WHEN), WORDS)
         assert [line for line in summary(made) if line.startswith("Not sure")] == told
 
 
