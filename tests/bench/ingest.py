@@ -7,7 +7,8 @@
 Every server is started anew for every measurement, its folder is empty, and what it has stored is counted. All answer
 only when an image is on the disk (fdatasync), but DCMTK's storescp, which never asks for that; where there is a C
 compiler, it is made to. Only we synchronise the folder too, so that the name survives. The client limits nothing
-(`pusher`): the row "bare socket to file" shows what it and the disk can do.
+(`pusher`): the row "bare socket to file" shows what it and the disk can do. The long form takes some 25 GB meanwhile,
+since what was stored is removed at the end only.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measu
         stored = contender.stored(folder / "stored")
     if stored != count + WARM:
         raise SystemExit(
-            f"{contender.name}, {load}: {stored} of {count + WARM} images are there; see {folder / 'server.log'}"
+            f"{contender.name}, {load}: {stored} of {count + WARM} images are there; the server said {_last_words(folder)}"
         )
     return Measured(count / seconds, 1000 * used / count, 1000 * client / count, peak.mib)
 
@@ -142,14 +143,19 @@ def _push(
         clients.append(subprocess.Popen([*command, str(first + number), str(share), *secrets], **pipes))  # type: ignore[call-overload]
     for client in clients:
         if client.stdout.readline() != "ready\n":
-            raise SystemExit(f"{contender.name}, {load}: the client found no association; see {folder / 'server.log'}")
+            raise SystemExit(f"{contender.name}, {load}: no association; the server said {_last_words(folder)}")
     for client in clients:
         client.stdin.write("go\n")
         client.stdin.flush()
     told = [tuple(map(float, client.communicate(timeout=600)[0].split())) for client in clients]
     if any(len(one) != 2 for one in told):
-        raise SystemExit(f"{contender.name}, {load}: a client gave up; see {folder / 'server.log'}")
+        raise SystemExit(f"{contender.name}, {load}: a client gave up; the server said {_last_words(folder)}")
     return max(seconds for seconds, _ in told), sum(cpu for _, cpu in told)
+
+
+def _last_words(folder: Path) -> str:
+    """The end of the server's log, which goes with the folder."""
+    return (folder / "server.log").read_text(errors="replace")[-600:].strip() or "nothing"
 
 
 def compared(
