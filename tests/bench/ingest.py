@@ -95,9 +95,8 @@ def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measu
         used = cpu_seconds(pid) - before
         stored = contender.stored(folder / "stored")
     if stored != count + WARM:
-        raise SystemExit(
-            f"{contender.name}, {load}: {stored} of {count + WARM} images are there; the server said {_last_words(folder)}"
-        )
+        there = f"{stored} of {count + WARM} images are there"
+        raise SystemExit(f"{contender.name}, {load}: {there}; the server said {_last_words(folder)}")
     return Measured(count / seconds, 1000 * used / count, 1000 * client / count, peak.mib)
 
 
