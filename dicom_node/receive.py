@@ -27,10 +27,10 @@ from dicom_node.errors import CutOff, OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake, Reception
 from dicom_node.ledger import Ledger
 from dicom_node.mpps import PerformedSteps
+from dicom_node.reconcile import reconcile
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.spool.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION
-from dicom_node.spool.reconcile import reconcile
 from dicom_node.study import Sender
 
 log = structlog.get_logger("receive")

@@ -1,4 +1,4 @@
-"""The disk: images as received, reports as written, and what goes again."""
+"""The disk: images as received, reports as written; and how they go again."""
 
 from dicom_node.spool.spool import GROUP, Part, Spool, Stored
 

@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from dicom_node.commitment import Commitments, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
+from dicom_node.reconcile import reconcile
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.spool.reconcile import reconcile
 from dicom_node.study import FILES_GONE, Absent, Delivery, State
 from tests.factories import a_series, changed
 from tests.parts import Bench, told
