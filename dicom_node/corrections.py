@@ -23,7 +23,7 @@ from dicom_node.peek import peek
 from dicom_node.reports.amend import Amendment, amended
 from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear
 from dicom_node.reports.gate import inspected, passed_rejection
-from dicom_node.reports.header import compared
+from dicom_node.reports.header import compare
 from dicom_node.reports.rejection import rejection_of
 from dicom_node.reports.report import encode
 from dicom_node.settings import Settings
@@ -158,7 +158,7 @@ def _revised(summary: str, made: Dataset, instances: Sequence[Instance]) -> str:
     if header is None:
         header = Dataset()
         header.BodyPartExamined = kept.get("header", {}).get("claimed", "")
-    return json.dumps({**kept, "stations": stations, "organs": organs, **compared(header, stations, words).summary()})
+    return json.dumps({**kept, "stations": stations, "organs": organs, **compare(header, stations, words).summary()})
 
 
 # -- heard from PACS -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pydicom.valuerep import DT
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
-from dicom_node.reports.header import compared
+from dicom_node.reports.header import compare
 from dicom_node.uids import derived
 from labeler.aggregate import findings
 from labeler.result import Finding, SliceLabels
@@ -252,7 +252,7 @@ def _summary(
         title, _, said = line.partition(": ")
         if title == "Body stations":
             lines.append(f"{title}: {'; '.join(shown_name(name, words) for name in stations) or 'none found'}")
-            lines += compared(header, stations, words).lines() if header is not None else []
+            lines += compare(header, stations, words).lines() if header is not None else []
         elif title == "Organs":
             lines.append(f"{title}: {', '.join(shown_name(name, words) for name in organs) or 'none found'}")
         elif title == "Not sure":

@@ -146,12 +146,12 @@ _DESCRIPTIONS = ("ProtocolName", "SeriesDescription", "StudyDescription")
 _SHORT = {"ABD": "ABDOMEN", "ABDO": "ABDOMEN", "PELV": "PELVIS", "THX": "THORAX", "CEREBRUM": "BRAIN", "LWS": "LSPINE"}
 
 
-def compared(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Comparison:
+def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Comparison:
     """All that a header says of the body part against the stations that the pixels show."""
-    return Comparison(compare(source, stations, words), compare_others(source, stations, words))
+    return Comparison(_of_body_part(source, stations, words), _of_others(source, stations, words))
 
 
-def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Verdict:
+def _of_body_part(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Verdict:
     """Body Part Examined of a header against the stations that the pixels show.
 
     A term agrees when it names one of the stations seen, a part of one, or a combination that shares one with them.
@@ -168,11 +168,11 @@ def compare(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> Ve
     return Verdict(claimed, implied, Agreement.AGREE if agrees else Agreement.DIFFER)
 
 
-def compare_others(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> tuple[Verdict, ...]:
+def _of_others(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> tuple[Verdict, ...]:
     """Anatomic Region Sequence, protocol, series and study description against the labels; silent ones are left out."""
     if not stations:
         return ()
-    implied = compare(source, stations, words).implied
+    implied = _of_body_part(source, stations, words).implied
     claims = {"AnatomicRegionSequence": _of_codes(source, words)}
     claims |= {keyword: _of_text(str(source.get(keyword) or ""), words) for keyword in _DESCRIPTIONS}
     return tuple(

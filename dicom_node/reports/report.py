@@ -33,7 +33,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
-from dicom_node.reports.header import Agreement, Comparison, character_set, compared, safe_header
+from dicom_node.reports.header import Agreement, Comparison, character_set, compare, safe_header
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
@@ -134,7 +134,7 @@ def uid_of(answer: SeriesLabels, context: Context) -> str:
 
 def comparison_of(answer: SeriesLabels, context: Context) -> Comparison:
     """What the header says of the body part, against the labels."""
-    return compared(context.header, answer.stations, vocabulary())
+    return compare(context.header, answer.stations, vocabulary())
 
 
 # -- header --------------------------------------------------------------------------------------------------------

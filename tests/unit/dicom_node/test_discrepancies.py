@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.reports.header import Agreement, compare_others
+from dicom_node.reports.header import Agreement, compare
 from labeler.vocabulary import vocabulary
 
 WORDS = vocabulary()
@@ -15,7 +15,7 @@ def told(stations: tuple[str, ...], **attributes: object) -> dict[str, Agreement
     header = Dataset()
     for keyword, value in attributes.items():
         setattr(header, keyword, value)
-    return {verdict.keyword: verdict.agreement for verdict in compare_others(header, stations, WORDS)}
+    return {verdict.keyword: verdict.agreement for verdict in compare(header, stations, WORDS).others}
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,13 @@ from tests.factories import a_series
 def test_the_header_s_claim_against_the_pixels(claimed, stations, agreement):
     header = Dataset()
     header.BodyPartExamined = claimed
-    assert compare(header, stations, vocabulary()).agreement == agreement
+    assert compare(header, stations, vocabulary()).verdict.agreement == agreement
 
 
 def test_what_the_pixels_imply_is_one_term_where_the_standard_has_one():
     header = Dataset()
-    assert compare(header, ("abdomen", "pelvis"), vocabulary()).implied == "ABDOMENPELVIS"
-    assert compare(header, ("head", "foot"), vocabulary()).implied == "HEAD\\FOOT"
+    assert compare(header, ("abdomen", "pelvis"), vocabulary()).verdict.implied == "ABDOMENPELVIS"
+    assert compare(header, ("head", "foot"), vocabulary()).verdict.implied == "HEAD\\FOOT"
 
 
 @pytest.mark.parametrize(
