@@ -94,7 +94,7 @@ def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
     from dicom_node.logs import configure
     from dicom_node.processes import notify
-    from dicom_node.processes.supervise import await_ports, introduce, supervised
+    from dicom_node.processes.node import await_ports, introduce, supervised
 
     configure()
     stop, wanted = _until_told(), settings()

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dicom_node.ledger import Ledger
-from dicom_node.processes.supervise import Supervisor, supervised
+from dicom_node.processes.node import supervised
+from dicom_node.processes.supervise import Supervisor
 from dicom_node.settings import Settings, load_settings
 from dicom_node.study import State
 from tests.support import eventually, free_port, tool

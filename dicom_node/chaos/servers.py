@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dicom_node.errors import ConfigurationError, Retry
-from dicom_node.processes.supervise import die_with, embedded_broker
+from dicom_node.processes.node import embedded_broker
+from dicom_node.processes.supervise import die_with
 
 #: Where Debian keeps PostgreSQL's programs, which it leaves out of PATH.
 _POSTGRES = "/usr/lib/postgresql"

@@ -112,16 +112,17 @@ def _fall(armed: Path, moment: str | None) -> None:
 
 def _supervise_struck() -> None:
     """`up` starts its programs in the same way as it was started itself."""
-    from dicom_node.processes import supervise
+    from dicom_node.processes import node
+    from dicom_node.processes.supervise import Supervisor
 
-    real = supervise.supervised
+    real = node.supervised
 
-    def supervised(*args: Any, **kwargs: Any) -> supervise.Supervisor:
+    def supervised(*args: Any, **kwargs: Any) -> Supervisor:
         made = real(*args, **kwargs)
         made.programs = [replace(program, command=as_struck(program.command)) for program in made.programs]
         return made
 
-    supervise.supervised = supervised
+    node.supervised = supervised
 
 
 def as_struck(command: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from dicom_node.demo.archive import Archive
 from dicom_node.demo.scanner import Push, carried, drawn, push
 from dicom_node.errors import NodeError, Retry
 from dicom_node.ledger import Ledger
-from dicom_node.processes.supervise import supervised
+from dicom_node.processes.node import supervised
 from dicom_node.settings import load_settings
 from dicom_node.study import State
 

@@ -13,8 +13,8 @@ from dicom_node.cli import app
 from dicom_node.desk.health import Finding, findings, missing, skews
 from dicom_node.desk.status import health
 from dicom_node.ledger import Ledger
+from dicom_node.processes.node import embedded_broker
 from dicom_node.processes.notify import Signs
-from dicom_node.processes.supervise import embedded_broker
 from dicom_node.settings import Settings
 from dicom_node.study import Pulse, State
 from dicom_node.tasks import Bell, connect

@@ -69,7 +69,7 @@ def test_every_state_leads_somewhere_and_late_images_reopen_all():
 
 
 def test_as_many_receivers_run_as_the_settings_say():
-    from dicom_node.processes.supervise import node_programs
+    from dicom_node.processes.node import node_programs
 
     programs = node_programs(receivers=3)
     receiving = [program.name for program in programs if program.command[-1] == "receive"]

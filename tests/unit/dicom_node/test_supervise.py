@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dicom_node.processes.supervise import clear_after_dead, die_with, embedded_broker
+from dicom_node.processes.node import embedded_broker
+from dicom_node.processes.supervise import clear_after_dead, die_with
 from tests.support import eventually, listens
 
 
