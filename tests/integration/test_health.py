@@ -55,7 +55,7 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     assert seen["receive"].remedy.startswith("start `dicom-node receive`")
     assert "label@gone" not in seen
     assert "label" not in seen
-    assert seen["deliver"].remedy.startswith("start `dicom-node worker --queues deliver`")
+    assert seen["deliver"].remedy.startswith("start `dicom-node worker --queues deliver --hostname deliver@%h")
     shown = told([health(seen.values())])
     assert "busy for 3 s" in shown
     assert "dicom-node receive" in shown
