@@ -136,14 +136,15 @@ class Deliveries:
 
     def has(self, report_uid: str) -> bool:
         """Was this ever to be delivered to anybody?"""
-        with self.store.engine.connect() as connection:
-            return connection.execute(select(delivery.c.state).where(_fitting(None, report_uid))).first() is not None
+        return self._any(_fitting(None, report_uid))
 
     def still_owes(self, report_uid: str, destination: str) -> bool:
         """May a destination still get this, from us or by a person's `retry`?"""
-        owed = and_(_fitting(destination, report_uid), delivery.c.state.not_in(DONE))
+        return self._any(and_(_fitting(destination, report_uid), delivery.c.state.not_in(DONE)))
+
+    def _any(self, condition: Any) -> bool:
         with self.store.engine.connect() as connection:
-            return connection.execute(select(delivery.c.state).where(owed)).first() is not None
+            return connection.execute(select(delivery.c.state).where(condition).limit(1)).first() is not None
 
     def settle(
         self,

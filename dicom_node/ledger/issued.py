@@ -43,14 +43,8 @@ class Issued:
             "summary": written.summary,
         }
         connection.execute(self.store.insert(report).values(values).on_conflict_do_nothing())
-        if written.predecessor:
-            earlier = [written.predecessor, sheet_uid(written.predecessor)]
-            key = and_(report.c.sop_instance_uid.in_(earlier), report.c.superseded_by == "")
-            connection.execute(update(report).where(key).values(superseded_by=written.sop_instance_uid))
         self._deliveries.enter(connection, written, destinations)
-        successor = select(report.c.superseded_by).where(report.c.sop_instance_uid == (written.predecessor or ""))
-        first = str(connection.execute(successor).scalar() or "")
-        return "" if first == written.sop_instance_uid else first
+        return _supersede(connection, written.predecessor, written.sop_instance_uid) if written.predecessor else ""
 
     def report(self, sop_instance_uid: str) -> WrittenReport | None:
         """The report with this UID, superseded or not."""
@@ -107,6 +101,15 @@ class Issued:
         with self.store.engine.connect() as connection:
             row = connection.execute(wanted).mappings().first()
         return _written(row) if row else None
+
+
+def _supersede(connection: Connection, earlier: str, newer: str) -> str:
+    """Let a report, and the sheet to it, be superseded; returns what had superseded it before, if that is another."""
+    key = and_(report.c.sop_instance_uid.in_([earlier, sheet_uid(earlier)]), report.c.superseded_by == "")
+    connection.execute(update(report).where(key).values(superseded_by=newer))
+    found = select(report.c.superseded_by).where(report.c.sop_instance_uid == earlier)
+    first = str(connection.execute(found).scalar() or "")
+    return "" if first == newer else first
 
 
 def _written(row: Any) -> WrittenReport:

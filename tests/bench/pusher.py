@@ -90,17 +90,17 @@ def _element(number: int, value: bytes) -> bytes:
     return struct.pack("<HHI", 0, number, len(value)) + value
 
 
-def _even(uid: str) -> bytes:
-    return uid.encode() + b"\0" * (len(uid) % 2)
+def _even(uid: bytes) -> bytes:
+    return uid + b"\0" * (len(uid) % 2)
 
 
 def stores(sop_class: str, wanted: Iterator[tuple[bytes, bytes]], longest: int) -> Iterator[Body]:
     """The P-DATA of one C-STORE request per instance (PS3.7 Table 9.3-1)."""
     step = longest - 6
     for number, (instance, image) in enumerate(wanted):
-        command = _element(0x0002, _even(sop_class)) + _element(0x0100, b"\1\0")
+        command = _element(0x0002, _even(sop_class.encode())) + _element(0x0100, b"\1\0")
         command += _element(0x0110, struct.pack("<H", number % 65535 + 1)) + _element(0x0700, b"\0\0")
-        command += _element(0x0800, b"\1\0") + _element(0x1000, instance + b"\0" * (len(instance) % 2))
+        command += _element(0x0800, b"\1\0") + _element(0x1000, _even(instance))
         command = _element(0x0000, struct.pack("<I", len(command))) + command
         head = struct.pack(">BBIIBB", 4, 0, len(command) + 6, len(command) + 2, 1, 3)
         body: Body = [head, command]

@@ -35,12 +35,13 @@ def bench(tmp_path: Path, archive: Archive) -> Bench:
     return Bench(tmp_path / "home", archive.port, reject_superseded=True)
 
 
-def a_grown_study(bench: Bench) -> str:
-    """A study whose report has been delivered and then superseded by late images."""
+def a_grown_study(bench: Bench, *, delivered: bool = True) -> str:
+    """A study whose report has been superseded by late images, after it was delivered or before."""
     images = a_series("torso", 8, name="rejected")
     study = bench.take(images[:6])
     bench.label(study)
-    bench.deliver_all()
+    if delivered:
+        bench.deliver_all()
     bench.take(images[6:])
     bench.label(study)
     return study
@@ -115,11 +116,7 @@ def test_the_sheet_to_a_corrected_report_is_rejected_by_a_note_of_its_own(tmp_pa
 
 
 def test_a_note_waits_until_what_it_rejects_has_arrived_too(bench: Bench, archive: Archive) -> None:
-    images = a_series("torso", 8, name="rejected before it came")
-    study = bench.take(images[:6])
-    bench.label(study)
-    bench.take(images[6:])
-    bench.label(study)
+    study = a_grown_study(bench, delivered=False)
     earlier, newer = bench.ledger.issued.of_study(study)
     assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
     assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.WAITING
