@@ -6,8 +6,8 @@ Part of the ledger (`Ledger.add_instance`). SQLAlchemy compiles them once and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -33,6 +33,7 @@ class Arrivals:
         self._quick_entry, self._quick_growth = (Prepared(s, store.engine.dialect) for s in (self._entry, self._growth))
         self._is_sqlite = store.engine.dialect.name == "sqlite"
         self._turn = Lock()
+        self._kept: PoolProxiedConnection | None = None
 
     def enter_new(self, new: Instance) -> bool:
         """Enter an object; False, and nothing is done, where its UID stands here already.
@@ -63,54 +64,59 @@ class Arrivals:
     def _transaction(self) -> Iterator[Any]:
         """A driver's cursor; what the driver raises, connecting included, is raised as SQLAlchemy's."""
         failures = self._engine.dialect.loaded_dbapi.Error
-        with self._turn_of_sqlite():
-            try:
-                with closing(self._engine.raw_connection()) as connection:
-                    yield from self._begun(connection, failures)
-            except failures as error:
-                raise OperationalError("enter an object", None, error) from error
-
-    def _begun(self, connection: PoolProxiedConnection, failures: type[Exception]) -> Iterator[Any]:
-        cursor = connection.cursor()
-        if self._is_sqlite:
-            cursor.execute("begin immediate")
         try:
-            yield cursor
-        except failures:
-            connection.invalidate()
-            raise
+            with self._connection() as connection:
+                cursor = connection.cursor()
+                if self._is_sqlite:
+                    cursor.execute("begin immediate")
+                yield cursor
+        except failures as error:
+            raise OperationalError("enter an object", None, error) from error
 
     @contextmanager
-    def _turn_of_sqlite(self) -> Iterator[None]:
-        """SQLite's writers of one process take turns here, since there they poll for theirs."""
-        if not self._is_sqlite:
-            yield
-            return
-        if not self._turn.acquire(timeout=_TURN):
+    def _connection(self) -> Iterator[PoolProxiedConnection]:
+        """A connection; where it fails it is not used again.
+
+        SQLite's writers of one process take turns here, since there they poll for theirs, with a connection that is kept.
+        """
+        if self._is_sqlite and not self._turn.acquire(timeout=_TURN):
             raise OperationalError("enter an object", None, TimeoutError("the database is locked"))
         try:
-            yield
+            connection, self._kept = self._kept or self._engine.raw_connection(), None
+            try:
+                yield connection
+            except BaseException:
+                connection.invalidate()
+                raise
+            if self._is_sqlite:
+                self._kept = connection
+            else:
+                connection.close()
         finally:
-            self._turn.release()
+            if self._is_sqlite:
+                self._turn.release()
 
 
 class Prepared:
-    """A statement in a database's own language, and what becomes of its values."""
+    """A statement in a database's own language, and what becomes of an object's values."""
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._sql, self._order = str(compiled), compiled.positiontup
-        treated = {
-            name: (bind, bind.type.dialect_impl(dialect).bind_processor(dialect) or _unchanged)
-            for bind, name in compiled.bind_names.items()
-        }
-        self._fixed = {name: treat(bind.value) for name, (bind, treat) in treated.items() if not bind.required}
-        self._free = [(name, treat) for name, (bind, treat) in treated.items() if bind.required]
+        binds = {name: bind for bind, name in compiled.bind_names.items()}
+        treats = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
+        fixed = {name: (treats[name] or _unchanged)(bind.value) for name, bind in binds.items() if not bind.required}
+        order: Sequence[str] = compiled.positiontup or []
+        places = list(enumerate(order)) if order else [(name, name) for name in binds]
+        self._sql = str(compiled)
+        self._values: Any = [fixed.get(name) for name in order] if order else fixed
+        self._open = [(place, name, treats[name] or _unchanged) for place, name in places if binds[name].required]
 
     def run(self, cursor: Any, values: Mapping[str, Any]) -> Any:
         """Run it with a value for every parameter that it was made with."""
-        chosen = {**self._fixed, **{name: treat(values[name]) for name, treat in self._free}}
-        return cursor.execute(self._sql, [chosen[name] for name in self._order] if self._order else chosen)
+        chosen = self._values.copy()
+        for place, name, treat in self._open:
+            chosen[place] = treat(values[name])
+        return cursor.execute(self._sql, chosen)
 
 
 def _unchanged(value: Any) -> Any:
