@@ -75,26 +75,33 @@ class Arrivals:
 
     @contextmanager
     def _connection(self) -> Iterator[PoolProxiedConnection]:
-        """A connection; where it fails it is not used again.
-
-        SQLite's writers of one process take turns here, since there they poll for theirs, with a connection that is kept.
+        """A connection of the pool; SQLite's writers of one process, who would poll for their turn, wait for it here, with
+        one connection that is kept.
         """
-        if self._is_sqlite and not self._turn.acquire(timeout=_TURN):
+        if not self._is_sqlite:
+            with self._sound(self._engine.raw_connection()) as connection:
+                yield connection
+            connection.close()
+            return
+        if not self._turn.acquire(timeout=_TURN):
             raise OperationalError("enter an object", None, TimeoutError("the database is locked"))
         try:
-            connection, self._kept = self._kept or self._engine.raw_connection(), None
-            try:
+            kept, self._kept = self._kept, None
+            with self._sound(kept or self._engine.raw_connection()) as connection:
                 yield connection
-            except BaseException:
-                connection.invalidate()
-                raise
-            if self._is_sqlite:
-                self._kept = connection
-            else:
-                connection.close()
+            self._kept = connection
         finally:
-            if self._is_sqlite:
-                self._turn.release()
+            self._turn.release()
+
+    @staticmethod
+    @contextmanager
+    def _sound(connection: PoolProxiedConnection) -> Iterator[PoolProxiedConnection]:
+        """Nobody uses it again where it failed."""
+        try:
+            yield connection
+        except BaseException:
+            connection.invalidate()
+            raise
 
 
 class Prepared:

@@ -40,15 +40,15 @@ class Contender:
     stored: Callable[[Path], int] = lambda folder: sum(path.is_file() for path in folder.rglob("*"))
 
 
-def contenders() -> list[Contender]:
-    """All of them, ours first."""
+def contenders(receivers: int = 2) -> list[Contender]:
+    """All of them, ours first: one process, and so many."""
     needs("storescp", "Orthanc")
     return [
         _node(OURS),
-        _two_receivers(),
+        _several(receivers),
         Contender("pynetdicom, encoded_dataset()", _python("encoded"), tls=True),
         Contender("pynetdicom, dataset and save_as()", _python("dataset"), tls=True),
-        *([Contender("DCMTK storescp --fork, fdatasync at close", _storescp(True, True))] if which("cc") else []),
+        *([Contender("DCMTK storescp --fork, made durable", _storescp(True, True))] if which("cc") else []),
         Contender("the same, not durable", _storescp(True)),
         Contender("the same, as shipped", _storescp(False), waits=True),
         Contender("Orthanc, TCP_NODELAY=1", _orthanc(True), stored=_attachments),
@@ -57,12 +57,12 @@ def contenders() -> list[Contender]:
     ]
 
 
-def variants() -> list[Contender]:
+def variants(receivers: int = 2) -> list[Contender]:
     """This node by what its settings cost or give."""
     return [
         _node(OURS),
         _node('the same, durability = "group"', 'durability = "group"\n'),
-        _two_receivers(),
+        _several(receivers),
         _node("the same, fast_path = false", "fast_path = false\n"),
     ]
 
@@ -75,8 +75,8 @@ def issued(folder: Path) -> tuple[Path, Path, Path]:
     return certificates / "bench.pem", certificates / "bench.key", certificates / "ca.pem"
 
 
-def _two_receivers() -> Contender:
-    return _node("the same, receivers = 2", "receivers = 2\n", receivers=2)
+def _several(receivers: int) -> Contender:
+    return _node(f"the same, receivers = {receivers}", f"receivers = {receivers}\n", receivers)
 
 
 def _node(name: str, settings: str = "", receivers: int = 1) -> Contender:

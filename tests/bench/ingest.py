@@ -3,12 +3,13 @@
     python -m tests.bench.ingest --quick                            # two minutes
     python -m tests.bench.ingest --page docs/benchmarks.md          # the long form, written into the page
     python -m tests.bench.ingest --ours --page docs/benchmarks.md   # this node alone, by its settings
+    python -m tests.bench.ingest --receivers 8 --associations 1 8 16 --chapter server ...   # on more cores
 
 Every server is started anew for every measurement, its folder is empty, and what it has stored is counted. All answer
-only when an image is on the disk (fdatasync), but DCMTK's storescp, which never asks for that; where there is a C
-compiler, it is made to. Only we synchronise the folder too, so that the name survives. The client limits nothing
-(`pusher`): the row "bare socket to file" shows what it and the disk can do. The long form takes some 25 GB meanwhile,
-since what was stored is removed at the end only.
+only when an image and its name are on the disk (fdatasync, fsync of the folder), but Orthanc, which synchronises the
+file alone, and DCMTK's storescp, which never does; where there is a C compiler, it is made to do both. The client
+limits nothing (`pusher`): the row "bare socket to file" shows what it and the disk can do. The long form takes some
+25 GB meanwhile, since what was stored is removed at the end only.
 """
 
 from __future__ import annotations
@@ -182,20 +183,15 @@ COLUMNS = ("", "images/s", "ours is times as fast", "server CPU s/1000", "client
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few images, three loads, one round")
-    parser.add_argument("--ours", action="store_true", help="this node alone, by its settings")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
-    parser.add_argument("--folder", type=Path, help="where servers store; on the disk that is meant")
-    options = parser.parse_args()
-    loads = [Load(modality, number) for modality in ("CT", "MR") for number in (1, 4, 8)]
-    loads += [Load("CT", 1, tls=True), Load("CT", 4, tls=True)]
+    options = _options()
     if options.quick:
         loads, options.rounds = [Load("CT", 4), Load("MR", 1), Load("CT", 4, tls=True)], 1
+    else:
+        loads = [Load(modality, number) for modality in ("CT", "MR") for number in options.associations]
+        loads += [Load("CT", number, tls=True) for number in options.associations[:2]]
     counts = QUICK if options.quick else LONG
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        those = variants() if options.ours else contenders()
+        those = (variants if options.ours else contenders)(options.receivers)
         found = compared(those, loads, counts, options.rounds, Path(folder))
     chapter = [_ABOUT_OURS if options.ours else _about(counts, options.rounds)]
     for load, measured in found.items():
@@ -205,7 +201,20 @@ def main() -> None:
         Console().print(table)
         chapter += [f"### {load}", markdown(COLUMNS, rows(measured))]
     if options.page:
-        written(options.page, "settings" if options.ours else "ingest", "\n\n".join(chapter))
+        written(options.page, options.chapter or ("settings" if options.ours else "ingest"), "\n\n".join(chapter))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few images, three loads, one round")
+    parser.add_argument("--ours", action="store_true", help="this node alone, by its settings")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--receivers", type=int, default=2, help="of the row of this node with several")
+    parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
+    parser.add_argument("--chapter", help="of the page, where it is not the usual one")
+    parser.add_argument("--folder", type=Path, help="where servers store; on the disk that is meant")
+    return parser.parse_args()
 
 
 _ABOUT_OURS = """## What the receiver's settings cost and give
@@ -216,13 +225,17 @@ _ABOUT_OURS = """## What the receiver's settings cost and give
 
 def _about(counts: dict[str, int], rounds: int) -> str:
     sizes = ", ".join(f"{count} {modality}" for modality, count in counts.items())
-    return f"""## Taking images in
+    return f"""## Taking images in, {os.cpu_count()} cores
 
-`python -m tests.bench.ingest --page docs/benchmarks.md`: {sizes} images (0.5 and 0.13 MiB), medians of {rounds} rounds
-in turns, {os.cpu_count()} cores, Python {platform.python_version()}. "CT x 4" is CT over 4 associations.
-All answer when an image is on the disk (fdatasync); storescp, which never asks for that, is made to by a preloaded
-library. Only this node synchronises the folder too, so that the name survives. Orthanc and storescp as shipped let the
+`{_command()}`: {sizes} images (0.5 and 0.13 MiB), medians of {rounds} rounds
+in turns, Python {platform.python_version()}. "CT x 4" is CT over 4 associations.
+All answer when image and name are on the disk (fdatasync, fsync of the folder); storescp, which never asks for that,
+is made to by a preloaded library, and Orthanc synchronises the file alone. Orthanc and storescp as shipped let the
 network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends that."""
+
+
+def _command() -> str:
+    return " ".join(["python -m tests.bench.ingest", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the receiver is measured against, one process each; all but DCMTK's write a file durably before they answer.
+"""What the receiver is measured against, one process each; before they answer, file and name are on the disk.
 
     python -m tests.bench.servers raw|encoded|dataset PORT FOLDER [CERTIFICATE KEY CA]
 
@@ -28,6 +28,14 @@ def _durable(folder: Path, name: str, data: bytes | memoryview) -> None:
     os.fdatasync(descriptor)
     os.close(descriptor)
     os.rename(part, folder / f"{name}.dcm")
+    _synchronise(folder)
+
+
+def _synchronise(folder: Path) -> None:
+    """So that names survive, too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def raw(port: int, folder: Path) -> None:
@@ -67,6 +75,7 @@ def pynetdicom(port: int, folder: Path, kind: str, secrets: list[str]) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fdatasync(descriptor)
         os.close(descriptor)
+        _synchronise(folder)
         return 0x0000
 
     _config.LOG_HANDLER_LEVEL = "none"
