@@ -75,7 +75,7 @@ class Arrivals:
 
     @contextmanager
     def _connection(self) -> Iterator[PoolProxiedConnection]:
-        """A connection of the pool; SQLite's writers of one process, who would poll for their turn, wait for it here, with
+        """A connection of the pool; SQLite's writers of one process, who would poll for their turn, wait here, with
         one connection that is kept.
         """
         if not self._is_sqlite:
