@@ -21,11 +21,12 @@ from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.peek import peek
 from dicom_node.reports.amend import Amendment, amended
-from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear
+from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear, predecessors_of
 from dicom_node.reports.gate import inspected, passed_rejection
 from dicom_node.reports.header import compare
 from dicom_node.reports.rejection import rejection_of
-from dicom_node.reports.report import encode
+from dicom_node.reports.report import Predecessor, encode
+from dicom_node.reports.word import Word, word_of
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
@@ -79,14 +80,14 @@ def amend(
 def rejections_beside(
     settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, successor: Dataset
 ) -> list[WrittenReport]:
-    """The notes on the report that a new one supersedes and on the sheet to it, written where somebody gets notes.
+    """The notes on the reports that a new one supersedes and on the sheets to them, written where somebody gets notes.
 
     None on what we did not send: a person's report came from PACS, and whoever stored it there answers for it.
     """
-    if not written.predecessor or not settings.receivers_of_rejections:
+    if not settings.receivers_of_rejections:
         return []
-    issued = ledger.issued
-    earlier = issued.report(written.predecessor), issued.sheet(sheet_uid(written.predecessor))
+    named = list(predecessors_of(successor))
+    earlier = [ledger.issued.report(uid) for uid in named] + [ledger.issued.sheet(sheet_uid(uid)) for uid in named]
     rejected = [
         dcmread(item.path)
         for item in earlier
@@ -225,6 +226,41 @@ def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:
     return ours
 
 
+# -- what was said holds ---------------------------------------------------------------------------------------------
+
+
+def words_on(ledger: Ledger, study_uid: str, series_uid: str, content: str) -> tuple[Word, ...]:
+    """What people have verified about images of a series, the oldest first.
+
+    A verified report on exactly this content is no such word: it is the series' report itself.
+    """
+    said = [remark for remark, _ in reversed(ledger.remarks(study_uid)) if remark.kind == RemarkKind.CORRECTION]
+    rows = [row for row in map(ledger.issued.report, (one.sop_instance_uid for one in said)) if row is not None]
+    other = [row for row in rows if row.source_series_uid == series_uid and row.content != content]
+    words = (word_of(dcmread(row.path), vocabulary()) for row in other if row.path.exists())
+    return tuple(word for word in words if word is not None)
+
+
+def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tuple[Predecessor, ...]:
+    """Those of a series' earlier reports, the oldest first, that none of them names as its own predecessor.
+
+    There is more than one where a person corrected a report that late images had superseded meanwhile.
+    """
+    headers = {
+        row.sop_instance_uid: dcmread(row.path, specific_tags=["SeriesInstanceUID", "PredecessorDocumentsSequence"])
+        for row in earlier
+        if row.path.exists()
+    }
+    known = (ledger.issued.known_as(uid) for header in headers.values() for uid in predecessors_of(header))
+    named = {row.sop_instance_uid for row in known if row is not None}
+    series = {uid: str(header.get("SeriesInstanceUID") or "") for uid, header in headers.items()}
+    return tuple(
+        Predecessor(row.sop_class_uid, row.sop_instance_uid, series.get(row.sop_instance_uid, ""))
+        for row in reversed(earlier)
+        if row.sop_instance_uid not in named
+    )
+
+
 # -- for people and for training ------------------------------------------------------------------------------------
 
 
@@ -249,13 +285,16 @@ def _told(changes: dict[str, dict[str, int]]) -> str:
 def export(ledger: Ledger, folder: Path) -> int:
     """Copy every corrected series with its verified report, in the layout that `training` reads as `hospital`.
 
-    Returns how many series were written. A series whose images have left the spool is passed over and logged.
+    Of several corrections the latest counts. Returns how many series were written. A series whose images have left the
+    spool is passed over and logged.
     """
+    seen: set[str] = set()
     written = 0
     for remark, _ in ledger.remarks():
         row = ledger.issued.report(remark.sop_instance_uid) if remark.kind == RemarkKind.CORRECTION else None
-        if row is None or ledger.issued.successor_of(row.sop_instance_uid):
+        if row is None or row.source_series_uid in seen:
             continue
+        seen.add(row.source_series_uid)
         images = [i for i in ledger.instances(row.study_uid) if i.series_uid == row.source_series_uid]
         if not images or not all(image.path.exists() for image in images):
             log.warning("images have left the spool", study_uid=row.study_uid, series_uid=row.source_series_uid)

@@ -21,7 +21,7 @@ import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.corrections import listen, rejections_beside
+from dicom_node.corrections import listen, predecessors_among, rejections_beside, words_on
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.leases import renewed
@@ -34,6 +34,7 @@ from dicom_node.reading import Reader, remembered
 from dicom_node.reports import report as reports
 from dicom_node.reports.gate import inspected, passed_sheet
 from dicom_node.reports.sheet import best_planes, sheet_of
+from dicom_node.reports.word import Word, upheld
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
@@ -228,10 +229,11 @@ class Pipeline:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
         if known := self._known_of(instances):
             return known, []
-        series_uid, content = instances[0].series_uid, _content(instances)
+        study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances, content)
-        answer, pictures, left_out = self._answer(instances, may_go_on)
+        people = words_on(self.ledger, study_uid, series_uid, content)
+        answer, pictures, left_out = self._answer(instances, people, may_go_on)
         by_path = _by_path(instances)
         notes = [
             NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
@@ -240,7 +242,7 @@ class Pipeline:
         ]
         if not answer.slices:
             return [], notes
-        context = self._context(instances, answer, content)
+        context = self._context(instances, answer, content, people)
         verdict = reports.comparison_of(answer, context).verdict
         if verdict.agreement == reports.Agreement.DIFFER:
             log.warning("header differs", series_uid=series_uid, peer=instances[0].peer, claimed=verdict.claimed)
@@ -250,18 +252,21 @@ class Pipeline:
         report = WrittenReport(
             sop_instance_uid=str(built.SOPInstanceUID),
             sop_class_uid=str(built.SOPClassUID),
-            study_uid=instances[0].study_uid,
+            study_uid=study_uid,
             source_series_uid=series_uid,
             content=content,
             path=self.spool.store_report(built.SOPInstanceUID, data),
-            predecessor=context.predecessor.sop_instance_uid if context.predecessor else None,
+            predecessor=context.predecessors[0].sop_instance_uid if context.predecessors else None,
             summary=json.dumps(summary_of(answer, context)),
         )
         rejections = rejections_beside(self.settings, self.ledger, self.spool, report, built)
         return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
 
     def _report_uid(self, instances: Sequence[Instance]) -> str:
-        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint)
+        first, content = instances[0], _content(instances)
+        people = words_on(self.ledger, first.study_uid, first.series_uid, content)
+        upheld = (word.report_uid for word in people)
+        return report_uid(first.series_uid, content, self.labeler.info.fingerprint, *upheld)
 
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
@@ -300,9 +305,10 @@ class Pipeline:
         )
 
     def _answer(
-        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
+        self, instances: Sequence[Instance], people: Sequence[Word], may_go_on: Callable[[], None]
     ) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
-        """Labels of one series, its best planes, and every image left out; files beyond reading stand apart."""
+        """Labels of one series, as people have verified them where they have; its best planes, and every image left
+        out. Files beyond reading stand apart."""
 
         def checked() -> Iterator[Read]:
             for read in self._reader.read(_by_path(instances)):
@@ -314,18 +320,19 @@ class Pipeline:
         series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
         score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=False)
         answer = self.labeler.label(series, lambda _: may_go_on(), score=score)
+        if people and answer.slices:
+            answer = upheld(answer, people, vocabulary())
         return answer, best_planes(series, answer), left_out
 
-    def _context(self, instances: Sequence[Instance], answer: SeriesLabels, content: str) -> reports.Context:
+    def _context(
+        self, instances: Sequence[Instance], answer: SeriesLabels, content: str, people: tuple[Word, ...]
+    ) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
         header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
-        context = reports.Context(header, content, finished)
+        context = reports.Context(header, content, finished, upheld=people)
         earlier = self.ledger.issued.earlier(instances[0].series_uid, reports.uid_of(answer, context))
-        if not earlier:
-            return context
-        predecessor = reports.Predecessor(earlier[-1].sop_class_uid, earlier[-1].sop_instance_uid)
-        return reports.Context(header, content, finished, len(earlier) + 1, predecessor)
+        return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))
 
 
 def _by_path(instances: Iterable[Instance]) -> list[Instance]:
@@ -359,13 +366,14 @@ def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]
 
 
 def _finding(finding: Finding, answer: SeriesLabels) -> dict[str, Any]:
+    said = finding.name in answer.by_person
     return {
         "name": finding.name,
         "kind": finding.kind,
         "images": [[_shown(answer, first), _shown(answer, last)] for first, last in finding.ranges],
         "best": _shown(answer, finding.best),
-        "certainty": finding.certainty,
-        "mean_certainty": finding.mean_certainty,
+        "certainty": None if said else finding.certainty,
+        "mean_certainty": None if said else finding.mean_certainty,
     }
 
 

@@ -24,9 +24,9 @@ def report_series_uid(source_series_uid: str) -> str:
     return derived("report series", source_series_uid)
 
 
-def report_uid(source_series_uid: str, content: str, fingerprint: str) -> str:
-    """The report on exactly this content of a series by exactly this model."""
-    return derived("report", source_series_uid, content, fingerprint)
+def report_uid(source_series_uid: str, content: str, fingerprint: str, *upheld: str) -> str:
+    """The report on exactly this content of a series by exactly this model, where these verified reports are upheld."""
+    return derived("report", source_series_uid, content, fingerprint, *upheld)
 
 
 def sheet_uid(report_uid: str) -> str:

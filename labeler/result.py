@@ -65,7 +65,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class SeriesLabels:
-    """The answer for one series. `slices` in anatomical order (in the file's order for NIfTI)."""
+    """The answer for one series. `slices` in anatomical order (in the file's order for NIfTI).
+
+    `by_person` names the labels that are where a person said, for which no certainty of the model speaks.
+    """
 
     modality: Modality
     plane: str | None
@@ -75,6 +78,7 @@ class SeriesLabels:
     skipped: tuple[Skipped, ...]
     bundle: BundleInfo
     series_instance_uid: str | None = None
+    by_person: frozenset[str] = frozenset()
 
     @property
     def stations(self) -> tuple[str, ...]:

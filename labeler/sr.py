@@ -35,6 +35,11 @@ class ReportedLabels:
     images: tuple[tuple[str, str], ...]
     seen: Mapping[ImageKey, frozenset[str]]
 
+    def of(self, sop_instance_uid: str, frame: int | None) -> frozenset[str]:
+        """Labels of an image, or of one of its frames: its own and those said of the whole."""
+        labels = self.seen.get((sop_instance_uid, None), frozenset())
+        return labels if frame is None else labels | self.seen.get((sop_instance_uid, frame), frozenset())
+
     def by_image(self) -> list[frozenset[str]]:
         """Labels of each image in the report's order, those of its frames together."""
         together: dict[str, set[str]] = defaultdict(set)

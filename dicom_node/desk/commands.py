@@ -107,7 +107,8 @@ def amend(
     from datetime import datetime
 
     from dicom_node import corrections
-    from dicom_node.reports.amend import Amendment, Verifier, parse_change
+    from dicom_node.reports.amend import Amendment, parse_change
+    from dicom_node.reports.word import Verifier
     from dicom_node.spool import Spool
     from labeler.vocabulary import vocabulary
 

@@ -46,6 +46,12 @@ class Issued:
         self._deliveries.enter(connection, written, destinations)
         return _supersede(connection, written.predecessor, written.sop_instance_uid) if written.predecessor else ""
 
+    @staticmethod
+    def put_last(connection: Connection, sop_instance_uid: str, rival: str) -> None:
+        """Let the newest of the reports that follow from `rival` be superseded by this one."""
+        while rival:
+            rival = _supersede(connection, rival, sop_instance_uid)
+
     def report(self, sop_instance_uid: str) -> WrittenReport | None:
         """The report with this UID, superseded or not."""
         return self._newest(report.c.sop_instance_uid == sop_instance_uid)

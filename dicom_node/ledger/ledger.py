@@ -279,7 +279,7 @@ class Ledger:
 
         Args:
             rejections: the notes on what it supersedes, where somebody gets them.
-            alone: it is entered only where nothing else has superseded its predecessor.
+            alone: it is entered only where nothing else has superseded its predecessor; otherwise it comes last.
         Raises:
             Superseded: something has; nothing is written.
         """
@@ -290,6 +290,8 @@ class Ledger:
             rival = "" if successor is None else self.issued.enter(connection, successor, destinations)
             if rival and alone:
                 raise Superseded(f"{said.report_uid} has been superseded meanwhile; amend {rival}")
+            if rival:
+                self.issued.put_last(connection, said.sop_instance_uid, rival)
             for rejection in rejections:
                 self.issued.enter(connection, rejection, rejections_to)
             if destinations:

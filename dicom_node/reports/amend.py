@@ -16,8 +16,6 @@ import numpy as np
 from highdicom.sr import (
     CodeContentItem,
     CodedConcept,
-    ObserverContext,
-    PersonObserverIdentifyingAttributes,
     RelationshipTypeValues,
     TextContentItem,
 )
@@ -29,6 +27,7 @@ from pydicom.valuerep import DT
 from dicom_node.errors import ConfigurationError
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
 from dicom_node.reports.header import compare
+from dicom_node.reports.word import Verifier, observer_of
 from dicom_node.uids import derived
 from labeler.aggregate import findings
 from labeler.result import Finding, SliceLabels
@@ -46,6 +45,7 @@ from labeler.vocabulary import Vocabulary
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
 _TARGET_REGION, _SUMMARY, _COMMENT = "123014", "121111", "121106"
+_OBSERVER_TYPE, _PERSON = "121005", "121006"
 _UNVERIFIED_LINE, _VERIFIED_LINE = "NOT VERIFIED BY A PERSON.", "CORRECTED AND VERIFIED BY A PERSON."
 
 
@@ -64,14 +64,6 @@ class Change:
     def __str__(self) -> str:
         where = "all images" if self.first is None else f"images {self.first}-{self.last}"
         return f"{'added' if self.present else 'removed'} {self.label} in {where}"
-
-
-@dataclass(frozen=True)
-class Verifier:
-    """Who answers for the correction: name in DICOM form (Family^Given) and organisation."""
-
-    name: str
-    organization: str
 
 
 @dataclass(frozen=True)
@@ -145,8 +137,7 @@ def amended(
 
 
 def _slice(source: Source, said: ReportedLabels, words: Vocabulary) -> SliceLabels:
-    uid = str(source.sop_instance_uid)
-    shown = said.seen.get((uid, source.frame), frozenset()) | said.seen.get((uid, None), frozenset())
+    shown = said.of(str(source.sop_instance_uid), source.frame)
     return SliceLabels(source, "", (), tuple(name for name in words.names if name in shown))
 
 
@@ -195,12 +186,16 @@ def _language() -> str:
 
 
 def _observers(report: Dataset, verifier: Verifier) -> Iterator[Dataset]:
-    """Language, then the person before the devices (TID 1001); earlier people stay."""
+    """Language, then the person before the devices (TID 1001), in the place of whoever was there before."""
     items = [deepcopy(item) for item in report.ContentSequence if _observes(item)]
     yield from (item for item in items if concept_of(item) == _language())
-    person = PersonObserverIdentifyingAttributes(name=verifier.name, organization_name=verifier.organization)
-    yield from ObserverContext(observer_type=codes.DCM.Person, observer_identifying_attributes=person)
-    yield from (item for item in items if concept_of(item) != _language())
+    yield from observer_of(verifier)
+    of_person = False
+    for item in items:
+        if concept_of(item) == _OBSERVER_TYPE:
+            of_person = str(item.ConceptCodeSequence[0].CodeValue) == _PERSON
+        if not of_person and concept_of(item) != _language():
+            yield item
 
 
 def _measurements(
@@ -213,7 +208,7 @@ def _measurements(
         sites = {label_of(child, words) for child in children if concept_of(child) == FINDING_SITE}
         if concept_of(item) != MEASUREMENT_GROUP or (sums_up and not touched & sites):
             yield item
-    for group in summaries(after, _said(after, touched, words), words, tracked, by_person=True):
+    for group in summaries(after, _said(after, touched, words), words, tracked, touched):
         yield from group
     for group in slabs(after, words, tracked):
         yield from group

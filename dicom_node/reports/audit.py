@@ -54,7 +54,7 @@ def _dispute(selection: Dataset, ours: Callable[[str], Dataset | None]) -> Remar
 
 
 def _correction(corrected: Dataset, ours: Callable[[str], Dataset | None], words: Vocabulary) -> Remark | None:
-    before = next((found for uid in _predecessors(corrected) if (found := ours(uid)) is not None), None)
+    before = next((found for uid in predecessors_of(corrected) if (found := ours(uid)) is not None), None)
     if before is None:
         return None
     return correction(corrected, before, words)
@@ -74,7 +74,8 @@ def _remark(kind: RemarkKind, said: Dataset, report: Dataset, by: str, note: str
     )
 
 
-def _predecessors(report: Dataset) -> Iterator[str]:
+def predecessors_of(report: Dataset) -> Iterator[str]:
+    """SOP Instance UIDs of the reports that this one says it replaces (PS3.3 C.17.2)."""
     for study in report.get("PredecessorDocumentsSequence") or []:
         for series in study.ReferencedSeriesSequence:
             yield from (str(item.ReferencedSOPInstanceUID) for item in series.ReferencedSOPSequence)

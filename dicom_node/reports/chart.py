@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_node.reports.groups import shown_name
+from dicom_node.reports.groups import SAID_BY_PERSON, shown_name
 from dicom_node.reports.header import Agreement, Verdict
 from labeler.result import SeriesLabels
 from labeler.slices import FloatImage
@@ -249,7 +249,8 @@ def _tiles(
         image.paste(tile, (left, top))
         pen.rectangle((left, top, left + side - 1, top + side - 1), outline=_LINE)
         best = answer.slices[finding.best].source.shown_number
-        told = f"{shown_name(finding.name, words)}  image {best}  {finding.certainty:.0%}"
+        sure = SAID_BY_PERSON if finding.name in answer.by_person else f"{finding.certainty:.0%}"
+        told = f"{shown_name(finding.name, words)}  image {best}  {sure}"
         pen.text((left, top + side + 8), told, _STATION, _font(max(13, min(20, side // 14))))
 
 

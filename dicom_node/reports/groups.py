@@ -7,7 +7,7 @@ per station and organ; then slab groups, one per run of consecutive images with 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from highdicom.sr import (
     CodedConcept,
@@ -41,12 +41,12 @@ def summaries(
     findings: Sequence[Finding],
     words: Vocabulary,
     tracked: Tracked,
-    *,
-    by_person: bool = False,
+    by_person: Collection[str] = (),
 ) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """One readable group per station, then per organ; what a person has said bears no certainty of a model."""
     for finding in findings:
-        sure = SAID_BY_PERSON if by_person else f"certainty {finding.certainty:.0%}"
+        said = finding.name in by_person
+        sure = SAID_BY_PERSON if said else f"certainty {finding.certainty:.0%}"
         yield _group(
             tracked,
             f"{shown_name(finding.name, words)}: {_extent(slices, finding)}, {sure}",
@@ -55,7 +55,7 @@ def summaries(
             [finding.name],
             [slices[finding.best]],
             words,
-            None if by_person else [_certainty(finding.certainty, _MAXIMUM), _certainty(finding.mean_certainty, _MEAN)],
+            None if said else [_certainty(finding.certainty, _MAXIMUM), _certainty(finding.mean_certainty, _MEAN)],
         )
 
 

@@ -34,6 +34,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node import __version__
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
 from dicom_node.reports.header import Agreement, Comparison, character_set, compare, safe_header
+from dicom_node.reports.word import Word, observer_of, told_of
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
@@ -46,6 +47,7 @@ _SERIES_NUMBER_BASE = 90000
 
 _QUALITATIVE = CodedConcept("C0034375", "UMLS", "Qualitative Evaluations")
 _TARGET_REGION = CodedConcept("123014", "DCM", "Target Region")
+_COMMENT = CodedConcept("121106", "DCM", "Comment")
 _ENGLISH = CodedConcept("en-US", "RFC5646", "English (United States)")
 _PROCEDURE = {
     "CT": CodedConcept("25045-6", "LN", "CT unspecified body region"),
@@ -56,10 +58,11 @@ _CONTAINS = RelationshipTypeValues.CONTAINS
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The report that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence)."""
+    """A report that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence), of our series or of another."""
 
     sop_class_uid: str
     sop_instance_uid: str
+    series_instance_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,15 @@ class Context:
         content: hash of the series' content (`uids.content_of`).
         finished: when the report's content was made; part of the input, so that a rebuild is byte-identical.
         revision: 1 for the first report on a series, then counting up.
+        upheld: what people have verified about some of the images, and the labels therefore say (`word.upheld`).
     """
 
     header: Dataset
     content: str
     finished: datetime
     revision: int = 1
-    predecessor: Predecessor | None = None
+    predecessors: tuple[Predecessor, ...] = ()
+    upheld: tuple[Word, ...] = ()
 
 
 def build(answer: SeriesLabels, context: Context) -> Dataset:
@@ -129,7 +134,8 @@ def encode(report: Dataset) -> bytes:
 
 def uid_of(answer: SeriesLabels, context: Context) -> str:
     """The SOP Instance UID that this report has, whenever and wherever it is made."""
-    return report_uid(str(context.header.SeriesInstanceUID), context.content, answer.bundle.fingerprint)
+    upheld = (word.report_uid for word in context.upheld)
+    return report_uid(str(context.header.SeriesInstanceUID), context.content, answer.bundle.fingerprint, *upheld)
 
 
 def comparison_of(answer: SeriesLabels, context: Context) -> Comparison:
@@ -162,14 +168,14 @@ def _images(answer: SeriesLabels) -> list[Source]:
 
 
 def _previous(context: Context, header: Dataset) -> list[Dataset] | None:
-    if context.predecessor is None:
-        return None
-    previous = Dataset()
-    previous.StudyInstanceUID = header.StudyInstanceUID
-    previous.SeriesInstanceUID = report_series_uid(str(header.SeriesInstanceUID))
-    previous.SOPClassUID = context.predecessor.sop_class_uid
-    previous.SOPInstanceUID = context.predecessor.sop_instance_uid
-    return [previous]
+    previous = []
+    for predecessor in context.predecessors:
+        item = Dataset()
+        item.StudyInstanceUID = header.StudyInstanceUID
+        item.SeriesInstanceUID = predecessor.series_instance_uid or report_series_uid(str(header.SeriesInstanceUID))
+        item.SOPClassUID, item.SOPInstanceUID = predecessor.sop_class_uid, predecessor.sop_instance_uid
+        previous.append(item)
+    return previous or None
 
 
 def _equipment(bundle: BundleInfo, finished: datetime) -> hd.ContributingEquipment:
@@ -225,12 +231,14 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
     measurements = ContainerContentItem(codes.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
     measurements.ContentSequence = ContentSequence(algorithm)
     tracked = (str(answer.series_instance_uid), bundle.fingerprint)
-    for group in (*summaries(answer.slices, answer.findings, words, tracked), *slabs(answer.slices, words, tracked)):
+    summed_up = summaries(answer.slices, answer.findings, words, tracked, answer.by_person)
+    for group in (*summed_up, *slabs(answer.slices, words, tracked)):
         measurements.ContentSequence.extend(group)
     root = ContainerContentItem(codes.DCM.ImagingMeasurementReport, template_id="1500")
     root.ContentSequence = ContentSequence(
         [
             *LanguageOfContentItemAndDescendants(_ENGLISH),
+            *(observer_of(context.upheld[-1].by) if context.upheld else ()),
             *ObservationContext(observer_device_context=observer),
             procedure,
             measurements,
@@ -269,7 +277,8 @@ def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> C
     items = [CodeContentItem(_TARGET_REGION, coded(code), relationship_type=_CONTAINS) for code in regions]
     text = "\r\n".join(_summary_lines(answer, context, words))
     summary = TextContentItem(codes.DCM.Summary, text, relationship_type=_CONTAINS)
-    box.ContentSequence = ContentSequence([*items, summary])
+    remarks = [TextContentItem(_COMMENT, told, relationship_type=_CONTAINS) for told in told_of(context.upheld)]
+    box.ContentSequence = ContentSequence([*items, summary, *remarks])
     return box
 
 

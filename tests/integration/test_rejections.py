@@ -15,8 +15,9 @@ from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import story
 from dicom_node.ledger.schema import delivery
-from dicom_node.reports.amend import Amendment, Change, Verifier
+from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.gate import evidence_of
+from dicom_node.reports.word import Verifier
 from dicom_node.study import Delivery, State
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series

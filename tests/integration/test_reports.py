@@ -10,10 +10,11 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node.reports.amend import Amendment, Change, Verifier, amended
+from dicom_node.reports.amend import Amendment, Change, amended
 from dicom_node.reports.gate import complaints
 from dicom_node.reports.rendition import rendition
 from dicom_node.reports.report import Context, Predecessor, build, encode
+from dicom_node.reports.word import Verifier
 from dicom_node.study import REPORT_CLASSES
 from labeler.slices import Source
 from labeler.sr import concept_of, read_report
@@ -76,7 +77,7 @@ def test_a_successor_and_an_empty_answer_are_valid(tmp_path: Path) -> None:
     needs("dciodvfy", "dsrdump")
     images = a_series("torso", 5, name="successor")
     predecessor = Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3.4")
-    path = written(images, tmp_path, predecessor=predecessor, revision=2)
+    path = written(images, tmp_path, predecessors=(predecessor,), revision=2)
     assert errors_of_dciodvfy(path) + errors_of_dsrdump(path) == []
     nothing = build(an_answer(images, lambda _: ()), Context(images[0], "c", datetime(2026, 1, 1)))
     path.write_bytes(encode(nothing))

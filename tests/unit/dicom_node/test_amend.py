@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.reports.amend import Amendment, Change, Verifier, amended, parse_change
+from dicom_node.reports.amend import Amendment, Change, amended, parse_change
 from dicom_node.reports.report import Context, build, encode
+from dicom_node.reports.word import Verifier
 from labeler.sr import concept_of, read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer

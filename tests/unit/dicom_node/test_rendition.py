@@ -17,7 +17,9 @@ from tests.factories import a_series, an_answer
 def a_report(revision: int = 1, predecessor: Predecessor | None = None, content: str = "content") -> Dataset:
     images = a_series("torso", 6, name="rendition")
     answer = an_answer(images, lambda i: ("chest", "lung") if i < 3 else ("abdomen", "liver"))
-    return build(answer, Context(images[0], content, datetime(2026, 1, 2), revision, predecessor))
+    return build(
+        answer, Context(images[0], content, datetime(2026, 1, 2), revision, (predecessor,) if predecessor else ())
+    )
 
 
 def texts(item: Dataset) -> list[str]:

@@ -87,7 +87,7 @@ def test_tracking_uids_are_unique_in_a_report():
 
 
 def test_a_successor_names_its_predecessor():
-    report = a_report(predecessor=Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3"), revision=2)
+    report = a_report(predecessors=(Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3"),), revision=2)
     previous = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0]
     assert previous.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == "1.2.3"
     assert previous.SeriesInstanceUID == report.SeriesInstanceUID

@@ -133,7 +133,7 @@ def corrected_report(images: list, folder: Path, verified: bool) -> None:
     from dicom_node.reports.report import Predecessor
 
     predecessor = Predecessor("1.2.840.10008.5.1.4.1.1.88.34", "1.2.3")
-    report = build(answer, Context(images[0], "c", datetime(2026, 1, 1), 2, predecessor))
+    report = build(answer, Context(images[0], "c", datetime(2026, 1, 1), 2, (predecessor,)))
     report.VerificationFlag = "VERIFIED" if verified else "UNVERIFIED"
     report.save_as(folder / "report.dcm", enforce_file_format=True)
 

@@ -1,0 +1,88 @@
+"""A person's word: what somebody has verified about images of a series holds when more images come. Pure.
+
+The next report on the series says of these images what the person said, and of the others what the model says. It is
+not verified, since nobody has seen it whole; it names the person, and the report that was verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from highdicom.sr import ContentItem, ObserverContext, PersonObserverIdentifyingAttributes
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from labeler.aggregate import findings
+from labeler.result import SeriesLabels, SliceLabels
+from labeler.sr import IMAGING_MEASUREMENTS, ReportedLabels, concept_of, read_report
+from labeler.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Who answers for a verified report: name in DICOM form (Family^Given) and organisation."""
+
+    name: str
+    organization: str
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a verified report says, and who answers for it."""
+
+    report_uid: str
+    by: Verifier
+    said: ReportedLabels
+
+    @property
+    def images(self) -> frozenset[str]:
+        """SOP Instance UIDs of the images that the person has judged."""
+        return frozenset(uid for _, uid in self.said.images)
+
+
+def word_of(report: Dataset, words: Vocabulary) -> Word | None:
+    """The word of a verified report; None where it carries no labels to read, as a text copy of one."""
+    said, people = read_report(report, words), report.get("VerifyingObserverSequence")
+    has_groups = any(concept_of(item) == IMAGING_MEASUREMENTS for item in report.get("ContentSequence") or [])
+    if said is None or not people or not has_groups:
+        return None
+    name, organization = (str(people[0].get(f"Verifying{part}") or "") for part in ("ObserverName", "Organization"))
+    return Word(str(report.SOPInstanceUID), Verifier(name, organization), said)
+
+
+def upheld(answer: SeriesLabels, people: Sequence[Word], words: Vocabulary) -> SeriesLabels:
+    """The answer in which every image that a person has judged shows what that person said; the last word counts."""
+    slices = tuple(_as_said(item, people, words) for item in answer.slices)
+    differing = (set(new.present) ^ set(old.present) for new, old in zip(slices, answer.slices, strict=True))
+    probable = np.array([item.probabilities for item in slices], np.float32)
+    mask = np.array([[name in item.present for name in words.names] for item in slices])
+    by_person = frozenset[str]().union(*differing)
+    return replace(answer, slices=slices, findings=findings(probable, mask, words), by_person=by_person)
+
+
+def _as_said(item: SliceLabels, people: Sequence[Word], words: Vocabulary) -> SliceLabels:
+    uid, frame = str(item.source.sop_instance_uid), item.source.frame
+    word = next((word for word in reversed(people) if uid in word.images), None)
+    if word is None:
+        return item
+    labels = word.said.of(uid, frame)
+    return replace(item, present=tuple(name for name in words.names if name in labels), unsure=())
+
+
+def observer_of(by: Verifier) -> Sequence[ContentItem]:
+    """A person as observer (TID 1002). A report has one at the most: validators refuse a second person's name."""
+    person = PersonObserverIdentifyingAttributes(name=by.name, organization_name=by.organization or None)
+    observer: Sequence[ContentItem] = ObserverContext(
+        observer_type=codes.DCM.Person, observer_identifying_attributes=person
+    )
+    return observer
+
+
+def told_of(people: Sequence[Word]) -> Iterator[str]:
+    """For those who read the report."""
+    for word in people:
+        count = len(word.images)
+        noun = "1 image keeps its labels" if count == 1 else f"{count} images keep their labels"
+        yield f"{noun} as verified by {word.by.name} in report {word.report_uid}"
