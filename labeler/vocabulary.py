@@ -73,6 +73,15 @@ class Vocabulary:
     def __getitem__(self, name: str) -> Label:
         return self.labels[self.index(name)]
 
+    def called(self, words: str) -> Label | None:
+        """The label of that name, or that people call so; None where none is, or several are."""
+        wanted = _plain(words)
+        for names in (lambda x: (x.name,), lambda x: (x.text,), lambda x: x.synonyms):
+            found = [label for label in self.labels if wanted in map(_plain, names(label))]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
     def index(self, name: str) -> int:
         """Position of a label in the model's outputs; KeyError for an unknown name."""
         try:
@@ -99,6 +108,10 @@ class Vocabulary:
             label = self[next(iter(wanted))]
             return Region(wanted, label.code, label.body_part_examined)
         return next((region for region in self.regions if region.stations == wanted), None)
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.replace("_", " ").casefold().split())
 
 
 #: Codes that older objects carry, and what replaced them (PS3.16 CID 4031).

@@ -99,15 +99,19 @@ class Caller:
         entity.network_timeout = PATIENCE + peer.idle_seconds
         handlers: list[Any] = [(evt.EVT_CONN_OPEN, _hurry), (evt.EVT_PDU_SENT, _hurry), (evt.EVT_PDU_RECV, _hurry)]
         context = client_context(self.settings) if peer.tls else None
-        association = entity.associate(
-            peer.host,
-            peer.port,
-            [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in contexts],
-            peer.ae_title,
-            ext_neg=list(roles),
-            tls_args=(context, peer.host) if context else None,
-            evt_handlers=handlers,
-        )
+        try:
+            association = entity.associate(
+                peer.host,
+                peer.port,
+                [build_context(sop_class, list(syntaxes)) for sop_class, syntaxes in contexts],
+                peer.ae_title,
+                ext_neg=list(roles),
+                tls_args=(context, peer.host) if context else None,
+                evt_handlers=handlers,
+            )
+        except OSError as error:  # no such name, or no name server: pynetdicom looks it up unguarded
+            told = f'{error.strerror or error}; check host in [[peers]] "{peer.name}" and the name server'
+            raise Retry(f"{at(peer)} cannot be looked up: {told}") from error
         if not association.is_established:
             _raise_why(association, peer, contexts[0][0], context)
         return association

@@ -99,25 +99,26 @@ def amend(
     report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
     by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
     organization: Annotated[str, typer.Option(help="Where that person works.")],
-    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:FIRST-LAST].")] = None,
-    add: Annotated[list[str] | None, typer.Option(help="A label that was missed: LABEL[:FIRST-LAST].")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:IMAGE-IMAGE].")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="A label that was missed; images by Instance Number.")] = None,
     comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
 ) -> None:
     """Correct a report: a VERIFIED successor is written and sent wherever reports go."""
     from datetime import datetime
 
     from dicom_node import corrections
-    from dicom_node.reports.amend import Amendment, parse_change
-    from dicom_node.reports.word import Verifier
+    from dicom_node.reports.amend import Amendment, parse_change, parse_verifier
     from dicom_node.spool import Spool
     from labeler.vocabulary import vocabulary
 
     wanted, words = settings(), vocabulary()
     changes = [parse_change(text, words, present=False) for text in remove or ()]
     changes += [parse_change(text, words, present=True) for text in add or ()]
-    amendment = Amendment(changes, Verifier(by, organization), datetime.now().astimezone(), comment)
+    amendment = Amendment(changes, parse_verifier(by, organization), datetime.now().astimezone(), comment)
     written = corrections.amend(wanted, kept_ledger(wanted), Spool(wanted.home), report, amendment)
     console.print(f"{written.sop_instance_uid} supersedes {report}: {amendment}")
+    if any(peer.sheet for peer in wanted.receivers_of_reports):
+        console.print("The sheet to the report before shows its labels as they were; no new one is drawn.")
 
 
 @corrections_app.callback(invoke_without_command=True)

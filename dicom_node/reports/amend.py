@@ -80,22 +80,37 @@ class Amendment:
 
 
 def parse_change(text: str, words: Vocabulary, *, present: bool) -> Change:
-    """`gallbladder`, `liver:12` or `liver:12-40`.
+    """`gallbladder`, `liver:12` or `small intestine:40-12`: in the words and the order of the report or the console.
 
     Raises:
         ConfigurationError: no such label or no such range; the message lists what is near.
     """
-    found = re.fullmatch(r"(?P<label>[a-z_]+)(:(?P<first>\d+)(-(?P<last>\d+))?)?", text.strip())
+    found = re.fullmatch(r"(?P<label>[^:]*[^\W\d][^:]*)(:\s*(?P<first>\d+)(\s*-\s*(?P<last>\d+))?)?", text.strip())
     if found is None:
         raise ConfigurationError(f"{text!r}: write LABEL, LABEL:IMAGE or LABEL:FIRST-LAST, as gallbladder:120-133")
-    label = found["label"]
-    if label not in words.names:
-        near = [name for name in words.names if name.startswith(label[:3])] or words.names
-        raise ConfigurationError(f"no label is called {label!r}; there are {', '.join(near)}")
+    label = words.called(found["label"])
+    if label is None:
+        near = [name for name in words.names if name.startswith(found["label"].casefold()[:3])] or words.names
+        raise ConfigurationError(f"no label is called {found['label']!r}; there are {', '.join(near)}")
     if found["first"] is None:
-        return Change(label, present)
-    first = int(found["first"])
-    return Change(label, present, first, int(found["last"] or first))
+        return Change(label.name, present)
+    first, last = sorted((int(found["first"]), int(found["last"] or found["first"])))
+    return Change(label.name, present, first, last)
+
+
+def parse_verifier(name: str, organization: str) -> Verifier:
+    """Who answers for a correction.
+
+    Raises:
+        ConfigurationError: somebody who could not be named in a report (PS3.5 6.2, PN and LO).
+    """
+    name, organization = name.strip(), organization.strip()
+    told = 'write who answers for the correction, as --by "Family^Given" --organization "General Hospital"'
+    for value, most in ((name, 5), (organization, 1)):
+        plain = value.isprintable() and "\\" not in value and len(value) <= 64
+        if not value.strip("^= ") or not plain or len(value.split("^")) > most or "=" in value:
+            raise ConfigurationError(f"{value[:64]!r} names nobody: {told}")
+    return Verifier(name, organization)
 
 
 def amended(
@@ -113,10 +128,11 @@ def amended(
         sources: its images, or frames, in the report's order and with the numbers by which people know them.
         header: of its first image, which is compared with the corrected labels; None where it cannot be read.
     Raises:
-        ConfigurationError: the changes change nothing.
+        ConfigurationError: the changes change nothing, or name images that there are not.
     """
     before = [_slice(source, said, words) for source in sources]
     changes, by, when = amendment.changes, amendment.by, amendment.when
+    _check_ranges(changes, [source.shown_number for source in sources])
     after = [replace(item, present=_changed(item, changes, words)) for item in before]
     if before == after:
         raise ConfigurationError(f"nothing would change: {'; '.join(map(str, changes))}")
@@ -139,6 +155,18 @@ def amended(
 def _slice(source: Source, said: ReportedLabels, words: Vocabulary) -> SliceLabels:
     shown = said.of(str(source.sop_instance_uid), source.frame)
     return SliceLabels(source, "", (), tuple(name for name in words.names if name in shown))
+
+
+def _check_ranges(changes: Sequence[Change], numbers: Sequence[int]) -> None:
+    lowest, highest = min(numbers), max(numbers)
+    for change in changes:
+        if (
+            change.first is not None
+            and change.last is not None
+            and not lowest <= change.first <= change.last <= highest
+        ):
+            there = f"the report's images are numbered {lowest} to {highest} (Instance Number)"
+            raise ConfigurationError(f"{change.label}:{change.first}-{change.last}: {there}")
 
 
 def _changed(item: SliceLabels, changes: Sequence[Change], words: Vocabulary) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def word_of(report: Dataset, words: Vocabulary) -> Word | None:
     if said is None or not people or not has_groups:
         return None
     name, organization = (str(people[0].get(f"Verifying{part}") or "") for part in ("ObserverName", "Organization"))
-    return Word(str(report.SOPInstanceUID), Verifier(name, organization), said)
+    return Word(str(report.SOPInstanceUID), Verifier(name or "Unnamed", organization), said)
 
 
 def upheld(answer: SeriesLabels, people: Sequence[Word], words: Vocabulary) -> SeriesLabels:

@@ -60,6 +60,12 @@ def test_a_peer_that_is_not_there_is_said_to_be_so() -> None:
         preflight(a_peer(free_port()), Caller(Settings()))
 
 
+def test_a_name_that_nobody_knows_is_tried_again_and_said() -> None:
+    peer = Peer(name="pacs", ae_title="PACS", host="no-such-host.invalid", port=104)
+    with pytest.raises(Retry, match=r'cannot be looked up: .*check host in \[\[peers\]\] "pacs"'):
+        preflight(peer, Caller(Settings()))
+
+
 def test_a_peer_without_a_port_is_not_said_to_refuse() -> None:
     with pytest.raises(Quarantine, match=r"add port = "):
         preflight(Peer(name="ct1", ae_title="CT1", host="127.0.0.1"), Caller(Settings()))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.reports.amend import Amendment, Change, amended, parse_change
+from dicom_node.reports.amend import Amendment, Change, amended, parse_change, parse_verifier
 from dicom_node.reports.report import Context, build, encode
 from dicom_node.reports.word import Verifier
 from labeler.sr import concept_of, read_report
@@ -143,6 +143,10 @@ def test_whatever_is_changed_reading_gives_it_back(changes: list[Change]) -> Non
         ("gallbladder", Change("gallbladder", False)),
         ("liver:12", Change("liver", False, 12, 12)),
         ("liver:12-40", Change("liver", False, 12, 40)),
+        ("liver:40-12", Change("liver", False, 12, 40)),
+        ("Small intestine: 40-12", Change("small_intestine", False, 12, 40)),
+        ("radius and ulna:5", Change("forearm_bones", False, 5, 5)),
+        ("Upper limb", Change("upper_limb", False)),
     ],
 )
 def test_changes_as_people_write_them(text: str, change: Change) -> None:
@@ -153,3 +157,30 @@ def test_changes_as_people_write_them(text: str, change: Change) -> None:
 def test_what_is_no_change_is_explained(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"write LABEL|no label is called"):
         parse_change(text, WORDS, present=True)
+
+
+@pytest.mark.parametrize("images", [(0, 3), (4, 200), (500, 600)])
+def test_images_that_there_are_not_are_named(images: tuple[int, int]) -> None:
+    with pytest.raises(ConfigurationError, match="numbered 1 to 6"):
+        corrected(Change("kidney", True, *images))
+
+
+@pytest.mark.parametrize(
+    ("name", "organization"),
+    [
+        ("", "General Hospital"),
+        (" ", "x"),
+        ("^^", "x"),
+        ("Doe^Jane", ""),
+        ("A\\B", "x"),
+        ("x" * 65, "x"),
+        ("a^b^c^d^e^f", "x"),
+    ],
+)
+def test_nobody_answers_for_nothing(name: str, organization: str) -> None:
+    with pytest.raises(ConfigurationError, match="--by"):
+        parse_verifier(name, organization)
+
+
+def test_who_answers_is_named_without_blanks() -> None:
+    assert parse_verifier(" Doe^Jane ", "General Hospital") == Verifier("Doe^Jane", "General Hospital")
