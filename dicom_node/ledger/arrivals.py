@@ -6,6 +6,8 @@ Part of the ledger (`Ledger.add_instance`). SQLAlchemy compiles them once and th
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -17,11 +19,13 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.schema import ScalarElementColumnDefault
 
-from dicom_node.ledger.schema import Store, instance, study
+from dicom_node.ledger.schema import PATIENCE, Store, instance, study
 from dicom_node.study import Instance, State
 
 #: Seconds to wait for the other associations of this process; the database's own patience comes on top.
 _TURN = 10.0
+#: Seconds after which a busy SQLite is asked again: at first, and at the latest.
+_LOOK_AGAIN, _AT_THE_LATEST = 0.0001, 0.005
 
 
 class Arrivals:
@@ -32,7 +36,7 @@ class Arrivals:
         self._entry, self._growth = _entry(store), _growth(store)
         self._quick_entry, self._quick_growth = (Prepared(s, store.engine.dialect) for s in (self._entry, self._growth))
         self._is_sqlite = store.engine.dialect.name == "sqlite"
-        self._turn = Lock()
+        self._one_at_a_time = Lock()
         self._kept: PoolProxiedConnection | None = None
 
     def enter_new(self, new: Instance) -> bool:
@@ -64,44 +68,63 @@ class Arrivals:
     def _transaction(self) -> Iterator[Any]:
         """A driver's cursor; what the driver raises, connecting included, is raised as SQLAlchemy's."""
         failures = self._engine.dialect.loaded_dbapi.Error
+        connected = self._turn() if self._is_sqlite else self._pooled()
         try:
-            with self._connection() as connection:
-                cursor = connection.cursor()
-                if self._is_sqlite:
-                    cursor.execute("begin immediate")
+            with connected as cursor:
                 yield cursor
         except failures as error:
             raise OperationalError("enter an object", None, error) from error
 
     @contextmanager
-    def _connection(self) -> Iterator[PoolProxiedConnection]:
-        """A connection of the pool; SQLite's writers of one process, who would poll for their turn, wait here, with
-        one connection that is kept.
-        """
-        if not self._is_sqlite:
-            with self._sound(self._engine.raw_connection()) as connection:
-                yield connection
-            connection.close()
-            return
-        if not self._turn.acquire(timeout=_TURN):
+    def _pooled(self) -> Iterator[Any]:
+        with _sound(self._engine.raw_connection()) as connection:
+            yield connection.cursor()
+        connection.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        """Of SQLite's one connection in this process that enters objects, its transaction begun."""
+        if not self._one_at_a_time.acquire(timeout=_TURN):
             raise OperationalError("enter an object", None, TimeoutError("the database is locked"))
         try:
             kept, self._kept = self._kept, None
-            with self._sound(kept or self._engine.raw_connection()) as connection:
-                yield connection
+            with _sound(kept or self._impatient()) as connection:
+                cursor = connection.cursor()
+                _begin(cursor, time.monotonic() + PATIENCE)
+                yield cursor
             self._kept = connection
         finally:
-            self._turn.release()
+            self._one_at_a_time.release()
 
-    @staticmethod
-    @contextmanager
-    def _sound(connection: PoolProxiedConnection) -> Iterator[PoolProxiedConnection]:
-        """Nobody uses it again where it failed."""
+    def _impatient(self) -> PoolProxiedConnection:
+        """A connection that says at once that the database is busy."""
+        connection = self._engine.raw_connection()
+        connection.cursor().execute("pragma busy_timeout = 0")
+        return connection
+
+
+@contextmanager
+def _sound(connection: PoolProxiedConnection) -> Iterator[PoolProxiedConnection]:
+    """Nobody uses it again where it failed."""
+    try:
+        yield connection
+    except BaseException:
+        connection.invalidate()
+        raise
+
+
+def _begin(cursor: Any, deadline: float) -> None:
+    """Begin to write. Others are done in 0.1 ms; SQLite by itself would look again after 1, 2, 5 ... 100."""
+    pause = _LOOK_AGAIN
+    while True:
         try:
-            yield connection
-        except BaseException:
-            connection.invalidate()
-            raise
+            cursor.execute("begin immediate")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 1.5, _AT_THE_LATEST)
 
 
 class Prepared:
