@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("pipeline")
 
+#: Of two patients in one study.
+_REMEDY = "mend the study at its source and push it under new UIDs; under these, what came first stays"
 #: Seconds that preparing one study may keep the others waiting.
 _TURN_SECONDS = 5.0
 
@@ -206,13 +208,14 @@ class Pipeline:
         taken = [instance for instance in instances if not instance.conflict]
         images, notes = listen(self.settings, self.ledger, taken)
         if len({instance.patient_key for instance in images}) > 1:
-            raise Quarantine("images of different patients carry this Study Instance UID; nothing is labelled")
+            raise Quarantine(
+                f"images of different patients carry this Study Instance UID, nothing is labelled; {_REMEDY}"
+            )
         by_series = _by_series(images)
         ends = {series[0].series_uid: series[:: max(1, len(series) - 1)] for series in by_series}
         identities = {uid: [identity_of(instance.path) for instance in both] for uid, both in ends.items()}
         if found := list(disagreements(identities)):
-            remedy = "mend the study at its source and push it under new UIDs; under these, what came first stays"
-            raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {remedy}")
+            raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {_REMEDY}")
         written: list[WrittenReport] = []
         for series in by_series:
             made, left_out = self._series(series, may_go_on)

@@ -265,8 +265,9 @@ def _parameters(bundle: BundleInfo) -> list[str]:
         "calibrated": "yes" if bundle.calibrated else "no",
     }
     usual, _ = Counter(value for _, value in bundle.thresholds).most_common(1)[0]
-    own = {f"threshold.{name}": f"{value:g}" for name, value in bundle.thresholds if value != usual}
-    return [f"{key}={value}" for key, value in {**common, "threshold": f"{usual:g}", **own}.items()]
+    own = (f"{name} {value:g}" for name, value in bundle.thresholds if value != usual)
+    threshold = ", ".join([f"{usual:g}", *own])  # in one item: a reader pages through them before the first finding
+    return [f"{key}={value}" for key, value in {**common, "threshold": threshold}.items()]
 
 
 def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> ContainerContentItem:

@@ -169,4 +169,4 @@ def test_a_label_s_own_threshold_stands_beside_the_usual_one():
         build(replace(answer, bundle=replace(answer.bundle, thresholds=own)), Context(images[0], "content", FINISHED))
     )
     assert "threshold=0.5" in text
-    assert [line for line in text.splitlines() if line.startswith("threshold.")] == ["threshold.liver=0.3"]
+    assert [line for line in text.splitlines() if line.startswith("threshold=")] == ["threshold=0.5, liver 0.3"]
