@@ -68,7 +68,9 @@ none does, the peer's first, whose objects are kept and not labelled:
 
 From a peer that may `audit`: a Key Object Selection titled Quality Issue (113010, DCM) or Rejected for Quality Reasons
 (113001, DCM) that references a report of ours disputes it; a VERIFIED report whose Predecessor Documents Sequence names
-a report of ours corrects it.
+a report of ours corrects it. What it says of its images holds: when more images of the series come, the next report,
+UNVERIFIED, keeps these labels, names the person as observer and the verified report in a Comment, and has it, with any
+report that it did not know of, in its Predecessor Documents Sequence.
 
 {audit}
 
