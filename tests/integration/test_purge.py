@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from dicom_node.commitment import Commitments, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
+from dicom_node.ledger import Ledger
 from dicom_node.reconcile import reconcile
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
@@ -277,9 +278,10 @@ def test_stray_reports_and_empty_folders_and_a_moved_home(bench: Bench, tmp_path
     (bench.spool.images / "1.2.3").mkdir()
     home = tmp_path / "elsewhere"
     bench.spool.images.parent.rename(home)
-    moved = Spool(home)
-    assert reconcile(bench.settings, moved, bench.ledger) == 0
-    assert {i.path.parent.parent for i in bench.ledger.instances(study)} == {moved.images}
-    assert [i.absent for i in bench.ledger.instances(study)] == [Absent.HERE] * 2
+    settings = bench.settings.model_copy(update={"home": home})
+    moved, ledger = Spool(home), Ledger(settings.ledger_url)
+    assert reconcile(settings, moved, ledger) == 0
+    assert {i.path.parent.parent for i in ledger.instances(study)} == {moved.images}
+    assert [i.absent for i in ledger.instances(study)] == [Absent.HERE] * 2
     assert (moved.reports / "1.2.3.dcm").exists()
     assert not (moved.images / "1.2.3").exists()
