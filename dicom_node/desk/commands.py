@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.desk.shell import Chosen, console, explained, kept_ledger, settings
+from dicom_node.desk.shell import Chosen, console, explained, kept_ledger, settings, show
 
 app = typer.Typer()
 corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
@@ -30,8 +30,7 @@ def status(
     if study is None:
         source = Chosen.config or "the defaults"
         console.print(f"{wanted.ae_title}: {wanted.home}, settings from {source}", highlight=False)
-    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
-        console.print(part)
+    show(*(story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger))))
 
 
 @app.command()
@@ -48,7 +47,7 @@ def discrepancies(
     if as_csv:
         write_csv(found, sys.stdout)
     else:
-        console.print(listed(found), counted(found), sep="\n")
+        show(listed(found), counted(found))
 
 
 @app.command()
@@ -60,7 +59,7 @@ def rejections() -> None:
 
     wanted = settings()
     knocked = list(found(kept_ledger(wanted), wanted))
-    console.print(turned_away(knocked))
+    show(turned_away(knocked))
     console.print(to_paste(knocked), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -127,7 +126,7 @@ def corrections(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from dicom_node.corrections import shown
 
-        console.print(shown(kept_ledger(settings()).remarks()))
+        show(shown(kept_ledger(settings()).remarks()))
 
 
 @corrections_app.command("export")
@@ -153,8 +152,7 @@ def deliveries(
     if context.invoked_subcommand is None:
         from dicom_node.desk.status import owed
 
-        for part in owed(kept_ledger(settings()), failed, to):
-            console.print(part)
+        show(*owed(kept_ledger(settings()), failed, to))
 
 
 @deliveries_app.command("retry")
