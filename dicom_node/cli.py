@@ -16,6 +16,7 @@ import typer
 from dicom_node import __version__
 from dicom_node.desk import commands
 from dicom_node.desk.shell import Chosen, console, explained, settings, show
+from dicom_node.desk.tables import counted
 from dicom_node.settings import find_config
 
 app = typer.Typer(
@@ -213,7 +214,7 @@ def send(
     with Caller(wanted) as caller:
         for file in track(files, description=f"Sending to {peer}", console=console):
             store(file, to, caller)
-    console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
+    console.print(f"[green]{counted(len(files), 'object')} stored by {peer}[/green]")
 
 
 @config_app.command("check")

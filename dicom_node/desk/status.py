@@ -11,10 +11,11 @@ from pydicom.uid import UID
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from dicom_node.association.call import Caller
 from dicom_node.corrections import shown
+from dicom_node.desk import studies
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
 from dicom_node.desk.tables import listed, moment, table
@@ -23,13 +24,15 @@ from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
-from dicom_node.study import REPORT_CLASSES, State, WrittenReport
+from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport
 from dicom_node.tasks import Bell, connect
 
 
 def overview(ledger: Ledger) -> Iterator[RenderableType]:
-    """Studies and deliveries by state, what needs a person, what was not labelled per peer, who was refused."""
+    """Studies and deliveries by state, the latest studies, what was not labelled and why, who was refused."""
     yield listed("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
+    if latest := ledger.studies(limit=10):
+        yield studies.shown("The latest studies", latest)
     yield listed(
         "Deliveries",
         ("state", "destination", "count"),
@@ -59,11 +62,13 @@ def health(found: Iterable[Finding]) -> Table:
 def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[RenderableType]:
     """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
     yield from _ailing(ledger)
+    rests = {one.name: one.rests_until for one in ledger.deliveries.destinations.ailing()}
     rows = [
-        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
+        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _next(row, rests), row.detail)
         for row in ledger.deliveries.listed(failed, to)
     ]
-    yield listed("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+    columns = ("object", "study", "to", "state", "attempts", "next", "answer")
+    yield listed("Deliveries", columns, rows, none="none failed" if failed else "none waits, none failed")
 
 
 def _ailing(ledger: Ledger) -> Iterator[Table]:
@@ -82,8 +87,10 @@ def _ailing(ledger: Ledger) -> Iterator[Table]:
         yield table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
 
 
-def _when(seconds: float) -> str:
-    return moment(seconds) if seconds else ""
+def _next(row: Row[Any], rests: Mapping[str, float]) -> str:
+    """When a delivery is tried: not before its destination's rest is over, and never where it was given up."""
+    at = max(row.next_at, rests.get(row.destination, 0.0)) if row.state in OPEN else 0.0
+    return moment(at) if at else ""
 
 
 #: In the place of a remedy of several lines, which `to_paste` shows as they are to be written.
