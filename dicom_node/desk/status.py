@@ -11,6 +11,7 @@ from pydicom.uid import UID
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import Row, select
 
 from dicom_node.association.call import Caller
@@ -49,13 +50,13 @@ def overview(ledger: Ledger) -> Iterator[RenderableType]:
     columns = (refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason, refusal.c.count)
     refused = ledger.rows(select(*columns, refusal.c.last_at).order_by(refusal.c.last_at.desc()).limit(20))
     if refused:
-        seen = [(*(escape(str(value)) for value in tuple(row)[:-1]), moment(row.last_at)) for row in refused]
+        seen = [(*tuple(row)[:-1], moment(row.last_at)) for row in refused]
         yield table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
 
 
 def health(found: Iterable[Finding]) -> Table:
     """What was looked at, and what to do about it."""
-    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
+    rows = [(item.what, Text(item.state, "red" if item.remedy else ""), item.remedy) for item in found]
     return table("Health", ("what", "state", "what to do"), rows)
 
 
@@ -98,11 +99,11 @@ _LINES = "the lines below, in the settings"
 
 
 def turned_away(found: Iterable[Rejection]) -> RenderableType:
-    """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
+    """Who knocked, and what would admit them."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
     cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
     rows = ((r.calling_ae, r.called_ae, r.host, r.count, moment(r.last_at), r.reason, cure) for r, cure in cells)
-    return listed("Turned away", columns, ([escape(str(value)) for value in row] for row in rows))
+    return listed("Turned away", columns, rows)
 
 
 def to_paste(found: Iterable[Rejection]) -> str:
@@ -192,7 +193,7 @@ def _broker_answers(settings: Settings) -> tuple[str, bool]:
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
     """What `send.preflight` learnt, and whether our reports would be stored in one class or another."""
     rows = [
-        (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or "[red]not accepted[/red]")
+        (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or Text("not accepted", "red"))
         for sop_class, syntaxes in found.items()
     ]
     made = table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
@@ -210,7 +211,7 @@ def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
         with Caller(settings) as caller:
             echo(settings.peer(name), caller)
     except NodeError as error:
-        return f"[red]{error}[/red]", False
+        return f"[red]{escape(str(error))}[/red]", False
     return "[green]answers[/green]", True
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import RenderableType
-from rich.markup import escape
 from sqlalchemy import and_, select, true
 
 from dicom_node.desk.tables import listed, moment
@@ -26,5 +25,5 @@ def sought(state: State | None = None, patient_id: str | None = None, issuer: st
 
 def shown(title: str, rows: Iterable[StudyRow]) -> RenderableType:
     columns = ("last image", "study", "state", "images", "peer")
-    cells = ((moment(row.last_at), row.study_uid, row.state, row.instances, escape(row.peer)) for row in rows)
+    cells = ((moment(row.last_at), row.study_uid, row.state, row.instances, row.peer) for row in rows)
     return listed(title, columns, cells)

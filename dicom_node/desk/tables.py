@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -21,12 +22,17 @@ def page_width(is_terminal: bool, environment: Mapping[str, str]) -> int | None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Any]) -> Table:
-    made = Table(title=title, title_justify="left")
+    """A table of values as they are: many are a stranger's words, so none is taken for markup; colours come as Text."""
+    made = Table(title=escape(title), title_justify="left")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*("" if value is None else str(value) for value in row))
+        made.add_row(*(value if isinstance(value, Text) else _as_it_is(value) for value in row))
     return made
+
+
+def _as_it_is(value: Any) -> str:
+    return "" if value is None else escape(str(value))
 
 
 def listed(title: str, columns: Iterable[str], rows: Iterable[Any], none: str = "none") -> RenderableType:
@@ -74,8 +80,8 @@ def _lines(columns: Sequence[Column], row: Iterable[Any]) -> Iterator[Text]:
 
 
 def _text(words: Any, style: str = "") -> Text:
-    """Cells, headings and titles are markup."""
-    return Text.from_markup(str(words or ""), style=style)
+    """Cells, headings and titles are markup, or text already."""
+    return words if isinstance(words, Text) else Text.from_markup(str(words or ""), style=style)
 
 
 def _longest(pieces: Iterable[str]) -> int:

@@ -8,11 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from rich.text import Text
 
 from dicom_node.desk.tables import counted, fitted, page_width, shared_out, table
 
 UIDS = [f"1.2.826.0.1.3680043.8.498.{'7' * 37}{row}" for row in (1, 2)]
-ROWS = [(uid, "1.2.3", "[red]quarantined[/red]", "the labeler failed three times, and the words go on") for uid in UIDS]
+ROWS = [
+    (uid, "1.2.3", Text("quarantined", "red"), "the labeler failed three times, and the words go on") for uid in UIDS
+]
 
 
 def shown(width: int) -> str:
@@ -27,8 +30,16 @@ def test_no_uid_is_broken_and_no_line_is_too_long(width: int) -> None:
     said = shown(width)
     assert all(uid in said for uid in UIDS)
     assert "agreement" in said
-    assert "red" not in said.replace("[red]", "")
     assert max(map(len, said.splitlines())) <= width
+
+
+@pytest.mark.parametrize("words", ['let [[peers]] say so: may = ["push"]', "no bed [/red]", "[bold]CT1", "a\\[b]"])
+@pytest.mark.parametrize("width", [14, 20, 10_000])
+def test_a_strangers_words_are_shown_as_they_are(words: str, width: int) -> None:
+    console = Console(width=width, file=StringIO())
+    console.print(fitted(table("Deliveries", ("study", "answer"), [("1.2", words)]), width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert words.replace(" ", "") in "".join(shown.replace("│", "").split())
 
 
 def test_prose_folds_before_a_row_becomes_a_block() -> None:
