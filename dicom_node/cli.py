@@ -15,7 +15,8 @@ import typer
 
 from dicom_node import __version__
 from dicom_node.desk import commands
-from dicom_node.desk.shell import Chosen, console, explained, settings
+from dicom_node.desk.shell import Chosen, console, explained, settings, show
+from dicom_node.desk.tables import counted
 from dicom_node.settings import find_config
 
 app = typer.Typer(
@@ -57,9 +58,11 @@ def demo(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reports.")] = 300.0,
 ) -> None:
     """Show the whole way on this machine: a scanner pushes, the node labels, an archive gets the reports."""
+    from rich.console import Console
+
     from dicom_node.demo.play import play
 
-    if not play(out, console, timeout):
+    if not play(out, Console(), timeout):  # its table is to be looked at, even in a log
         raise typer.Exit(1)
 
 
@@ -185,7 +188,7 @@ def preflight(peer: Annotated[str, typer.Argument(help="Name of a peer in the se
     wanted = settings()
     with Caller(wanted) as caller:
         table, takes_reports = accepted(ask(wanted.peer(peer), caller), peer)
-    console.print(table)
+    show(table)
     if not takes_reports:
         raise typer.Exit(1)
 
@@ -211,7 +214,7 @@ def send(
     with Caller(wanted) as caller:
         for file in track(files, description=f"Sending to {peer}", console=console):
             store(file, to, caller)
-    console.print(f"[green]{len(files)} objects stored by {peer}[/green]")
+    console.print(f"[green]{counted(len(files), 'object')} stored by {peer}[/green]")
 
 
 @config_app.command("check")
@@ -226,6 +229,6 @@ def config_check(
 
     wanted = settings()
     table, healthy = checked(wanted, Chosen.config, echo_peers)
-    console.print(table)
+    show(table)
     if not healthy:
         raise typer.Exit(1)

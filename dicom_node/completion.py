@@ -51,10 +51,12 @@ def judge(known: Known, now: float, quiet_seconds: float, count_seconds: float) 
     """
     told = known.announced
     if told is not None and told.ended and 0 < told.named == told.here:
-        return Verdict(True, f"all {told.named} images that {_steps(told)} are here")
+        both = ("the one image", "is") if told.named == 1 else (f"all {told.named} images", "are")
+        return Verdict(True, f"{both[0]} that {_steps(told)} {both[1]} here")
     for counted in known.counts:
         if counted.images == known.images and counted.at - known.since >= count_seconds:
-            return Verdict(True, f"{known.images} images, as many as {counted.peer} holds")
+            noun = "image" if known.images == 1 else "images"
+            return Verdict(True, f"{known.images} {noun}, as many as {counted.peer} holds")
     verdict = by_quiet_time(known.since, now, quiet_seconds)
     return replace(verdict, reason="; ".join([verdict.reason, *_shortfall(known)]))
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from dicom_node.demo.archive import Archive
 from dicom_node.demo.scanner import Push, carried, drawn, push
+from dicom_node.desk.tables import counted
 from dicom_node.errors import NodeError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.processes.node import supervised
@@ -156,7 +157,7 @@ def _show(pushes: Sequence[Push], ledger: Ledger, archive: Archive, out: Path, c
             table.add_row(item.title, f"[dim]{row.reason if row else 'never received'}[/dim]", "", "")
             continue
         labels[item.series_uid] = {"title": item.title, "study_uid": item.study_uid, **summary}
-        table.add_row(f"{item.title}\n{summary['modality']} {summary['images']} images", *_cells(summary))
+        table.add_row(f"{item.title}\n{summary['modality']} {counted(summary['images'], 'image')}", *_cells(summary))
     (out / "labels.json").write_text(json.dumps(labels, indent=1))
     _print_sheets(pushes, archive, out / "sheets")
     console.print(table)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.desk.shell import Chosen, console, explained, kept_ledger, settings
+from dicom_node.desk.shell import Chosen, complaints, console, explained, kept_ledger, settings, show
+from dicom_node.desk.tables import counted
+from dicom_node.study import State
 
 app = typer.Typer()
 corrections_app = typer.Typer(help="What people said about reports: disputes and corrections.")
@@ -30,8 +32,23 @@ def status(
     if study is None:
         source = Chosen.config or "the defaults"
         console.print(f"{wanted.ae_title}: {wanted.home}, settings from {source}", highlight=False)
-    for part in story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger)):
-        console.print(part)
+    show(*(story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger))))
+
+
+@app.command()
+@explained
+def studies(
+    state: Annotated[State | None, typer.Option(help="Only those that stand here.")] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="Only this Patient ID's; the node keeps no more than a hash, and compares that.")
+    ] = None,
+    issuer: Annotated[str, typer.Option(help="Issuer of Patient ID, where the images carry one.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
+) -> None:
+    """List studies, the latest first. By Study Instance UID: nobody's name or Patient ID is kept here."""
+    from dicom_node.desk.studies import shown, sought
+
+    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer), limit)))
 
 
 @app.command()
@@ -48,7 +65,7 @@ def discrepancies(
     if as_csv:
         write_csv(found, sys.stdout)
     else:
-        console.print(listed(found), counted(found), sep="\n")
+        show(listed(found), counted(found))
 
 
 @app.command()
@@ -60,17 +77,30 @@ def rejections() -> None:
 
     wanted = settings()
     knocked = list(found(kept_ledger(wanted), wanted))
-    console.print(turned_away(knocked))
+    show(turned_away(knocked))
     console.print(to_paste(knocked), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 @explained
-def retry(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) -> None:
-    """Try a quarantined or unlabelled study again."""
+def retry(
+    study: Annotated[str | None, typer.Argument(help="Study Instance UID.")] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="All quarantined studies.")] = False,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="All studies without a label.")] = False,
+    reason: Annotated[str, typer.Option(help="Of all these, only those whose reason contains this.")] = "",
+) -> None:
+    """Try a quarantined or unlabelled study again, or all of them; failed deliveries too."""
     from dicom_node.errors import Quarantine
 
     ledger = kept_ledger(settings())
+    states = [State.QUARANTINED] * quarantined + [State.UNLABELLED] * unlabelled
+    if (study is None) == (not states) or (study and reason):
+        raise typer.BadParameter("name a study, or all that are --quarantined, --unlabelled or both [--reason TEXT]")
+    if study is None:
+        if not (count := ledger.retry_studies(states, reason)):
+            raise Quarantine("no such study; see `dicom-node status`")
+        console.print(f"{counted(count, 'study', 'studies')} queued again")
+        return
     if not ledger.retry_study(study):
         row = ledger.study(study)
         why = f"is {row.state}, nothing of it failed" if row else "never received here"
@@ -90,7 +120,7 @@ def complete(study: Annotated[str, typer.Argument(help="Study Instance UID.")]) 
         raise Quarantine(f"{study}: never received here; see `dicom-node status`")
     if not ledger.complete(row, "a person's word"):
         raise Quarantine(f"{study}: is {row.state} or has just grown; see `dicom-node status {study}`")
-    console.print(f"{row.instances} images, queued")
+    console.print(f"{counted(row.instances, 'image')}, queued")
 
 
 @app.command()
@@ -128,19 +158,21 @@ def corrections(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         from dicom_node.corrections import shown
 
-        console.print(shown(kept_ledger(settings()).remarks()))
+        show(shown(kept_ledger(settings()).remarks()))
 
 
 @corrections_app.command("export")
 @explained
 def corrections_export(
-    folder: Annotated[Path, typer.Argument(help="Where to; `[data] hospital` of a training recipe reads it.")],
+    folder: Annotated[Path, typer.Argument(help=r"Where to; `\[data] hospital` of a training recipe reads it.")],
 ) -> None:
-    """Copy every corrected series with its verified report: training material of your own."""
+    """Copy every corrected series, identified patients and all, with its verified report: to train on your own."""
     from dicom_node.corrections import export
 
     written = export(kept_ledger(settings()), folder)
     console.print(f"{written} corrected series in {folder}")
+    if written:
+        complaints.print("[yellow]these images name their patients: keep the folder as safe as the archive[/yellow]")
 
 
 @deliveries_app.callback(invoke_without_command=True)
@@ -154,8 +186,7 @@ def deliveries(
     if context.invoked_subcommand is None:
         from dicom_node.desk.status import owed
 
-        for part in owed(kept_ledger(settings()), failed, to):
-            console.print(part)
+        show(*owed(kept_ledger(settings()), failed, to))
 
 
 @deliveries_app.command("retry")
@@ -170,4 +201,4 @@ def deliveries_retry(
     due = kept_ledger(settings()).deliveries.retry_all(to, report)
     if not due:
         raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
-    console.print(f"{due} deliveries are due now")
+    console.print(f"{counted(due, 'delivery is', 'deliveries are')} due now")

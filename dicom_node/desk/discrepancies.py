@@ -11,6 +11,7 @@ from typing import TextIO
 from rich.table import Table
 from sqlalchemy import and_, select
 
+from dicom_node.desk.tables import table
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import report, study
 from dicom_node.reports.header import Agreement
@@ -65,24 +66,19 @@ def compared(ledger: Ledger) -> Iterator[Discrepancy]:
 
 def counted(found: Sequence[Discrepancy]) -> Table:
     """Series per scanner: header and pixels agree, differ, one of them is silent."""
-    table = Table(title="Body Part Examined against the pixels, series per scanner", title_justify="left")
-    table.add_column("peer")
+    made = Table(title="Body Part Examined against the pixels, series per scanner", title_justify="left")
+    made.add_column("peer")
     for agreement in Agreement:
-        table.add_column(agreement.value, justify="right")
+        made.add_column(agreement.value, justify="right")
     for peer in sorted({item.peer for item in found}):
         of_peer = [item.agreement for item in found if item.peer == peer]
-        table.add_row(peer, *(str(of_peer.count(agreement)) for agreement in Agreement))
-    return table
+        made.add_row(peer, *(str(of_peer.count(agreement)) for agreement in Agreement))
+    return made
 
 
 def listed(found: Sequence[Discrepancy]) -> Table:
-    table = Table(title="Series whose header differs", title_justify="left")
-    for field in fields(Discrepancy):
-        table.add_column(field.name.replace("_", " "), overflow="fold")
-    for item in found:
-        if item.differs:
-            table.add_row(*asdict(item).values())
-    return table
+    columns = (field.name.replace("_", " ") for field in fields(Discrepancy))
+    return table("Series whose header differs", columns, (asdict(item).values() for item in found if item.differs))
 
 
 def write_csv(found: Sequence[Discrepancy], target: TextIO) -> None:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.table import Table
 
+from dicom_node.desk.tables import fitted, page_width
 from dicom_node.errors import ConfigurationError, NodeError
 from dicom_node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from dicom_node.ledger import Ledger
 
-console = Console()
+console = Console(width=page_width(sys.stdout.isatty(), os.environ))
 complaints = Console(stderr=True)
+
+
+def show(*parts: RenderableType) -> None:
+    for part in parts:
+        console.print(fitted(part, console.width) if isinstance(part, Table) else part)
 
 
 class Chosen:

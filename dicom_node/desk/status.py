@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,29 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import select
+from sqlalchemy import Row, select
 
 from dicom_node.association.call import Caller
 from dicom_node.corrections import shown
+from dicom_node.desk import studies
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
+from dicom_node.desk.tables import listed, moment, table
 from dicom_node.errors import NodeError, Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import PLAIN, echo
 from dicom_node.settings import Settings
-from dicom_node.study import REPORT_CLASSES, State, WrittenReport
+from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport
 from dicom_node.tasks import Bell, connect
 
 
 def overview(ledger: Ledger) -> Iterator[RenderableType]:
-    """Studies and deliveries by state, what needs a person, what was not labelled per peer, who was refused."""
-    yield _listed("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
-    yield _listed(
+    """Studies and deliveries by state, the latest studies, what was not labelled and why, who was refused."""
+    yield listed("Studies", ("state", "peer", "count"), ledger.counts(study, study.c.state, study.c.peer))
+    if latest := ledger.studies(limit=10):
+        yield studies.shown("The latest studies", latest)
+    yield listed(
         "Deliveries",
         ("state", "destination", "count"),
         ledger.counts(delivery, delivery.c.state, delivery.c.destination),
@@ -40,31 +43,33 @@ def overview(ledger: Ledger) -> Iterator[RenderableType]:
     stuck = ledger.studies(study.c.state.in_([State.QUARANTINED, State.UNLABELLED]), limit=20)
     if stuck:
         rows = [(row.study_uid, row.peer, row.state.value, row.reason) for row in stuck]
-        yield _table("Not labelled: the latest studies", ("study", "peer", "state", "reason"), rows)
+        yield table("Not labelled: the latest studies", ("study", "peer", "state", "reason"), rows)
     left_out = ledger.counts(not_labelled, not_labelled.c.peer, not_labelled.c.reason)
     if left_out:
-        yield _table("Images without labels", ("peer", "reason", "count"), left_out)
+        yield table("Images without labels", ("peer", "reason", "count"), left_out)
     columns = (refusal.c.calling_ae, refusal.c.called_ae, refusal.c.host, refusal.c.reason, refusal.c.count)
     refused = ledger.rows(select(*columns, refusal.c.last_at).order_by(refusal.c.last_at.desc()).limit(20))
     if refused:
-        seen = [(*(escape(str(value)) for value in tuple(row)[:-1]), _time(row.last_at)) for row in refused]
-        yield _table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
+        seen = [(*tuple(row)[:-1], moment(row.last_at)) for row in refused]
+        yield table("Refused", ("calling AE", "called AE", "host", "reason", "count", "last"), seen)
 
 
 def health(found: Iterable[Finding]) -> Table:
     """What was looked at, and what to do about it."""
-    rows = [(item.what, f"[red]{item.state}[/red]" if item.remedy else item.state, item.remedy) for item in found]
-    return _table("Health", ("what", "state", "what to do"), rows)
+    rows = [(item.what, Text(item.state, "red" if item.remedy else ""), item.remedy) for item in found]
+    return table("Health", ("what", "state", "what to do"), rows)
 
 
 def owed(ledger: Ledger, failed: bool = False, to: str | None = None) -> Iterator[RenderableType]:
     """Deliveries that are not done, or only those that failed, and the destinations that do not answer."""
     yield from _ailing(ledger)
+    rests = {one.name: one.rests_until for one in ledger.deliveries.destinations.ailing()}
     rows = [
-        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _when(row.next_at), row.detail)
+        (row.report_uid, row.study_uid, row.destination, row.state, row.attempts, _next(row, rests), row.detail)
         for row in ledger.deliveries.listed(failed, to)
     ]
-    yield _listed("Deliveries", ("object", "study", "to", "state", "attempts", "next", "answer"), rows)
+    columns = ("object", "study", "to", "state", "attempts", "next", "answer")
+    yield listed("Deliveries", columns, rows, none="none failed" if failed else "none waits, none failed")
 
 
 def _ailing(ledger: Ledger) -> Iterator[Table]:
@@ -74,17 +79,19 @@ def _ailing(ledger: Ledger) -> Iterator[Table]:
         (
             one.name,
             one.failures,
-            f"rests until {_time(one.rests_until)}" if one.rests_until > now else "is tried",
+            f"rests until {moment(one.rests_until)}" if one.rests_until > now else "is tried",
             one.detail,
         )
         for one in ledger.deliveries.destinations.ailing()
     ]
     if rows:
-        yield _table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
+        yield table("Destinations in trouble", ("destination", "failures in a row", "state", "last answer"), rows)
 
 
-def _when(seconds: float) -> str:
-    return _time(seconds) if seconds else ""
+def _next(row: Row[Any], rests: Mapping[str, float]) -> str:
+    """When a delivery is tried: not before its destination's rest is over, and never where it was given up."""
+    at = max(row.next_at, rests.get(row.destination, 0.0)) if row.state in OPEN else 0.0
+    return moment(at) if at else ""
 
 
 #: In the place of a remedy of several lines, which `to_paste` shows as they are to be written.
@@ -92,11 +99,11 @@ _LINES = "the lines below, in the settings"
 
 
 def turned_away(found: Iterable[Rejection]) -> RenderableType:
-    """Who knocked, and what would admit them. AE titles are a stranger's words: shown as they are, never as markup."""
+    """Who knocked, and what would admit them."""
     columns = ("calling AE", "called AE", "host", "count", "last", "reason", "what would admit it")
     cells = ((r, _LINES if "\n" in r.remedy else r.remedy) for r in found)
-    rows = ((r.calling_ae, r.called_ae, r.host, r.count, _time(r.last_at), r.reason, cure) for r, cure in cells)
-    return _listed("Turned away", columns, ([escape(str(value)) for value in row] for row in rows))
+    rows = ((r.calling_ae, r.called_ae, r.host, r.count, moment(r.last_at), r.reason, cure) for r, cure in cells)
+    return listed("Turned away", columns, rows)
 
 
 def to_paste(found: Iterable[Rejection]) -> str:
@@ -118,20 +125,20 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[RenderableType]:
         ("reason", row.reason),
         ("from", row.peer),
         ("images", row.instances),
-        ("first, last image", f"{_time(row.first_at)}, {_time(row.last_at)}"),
+        ("first, last image", f"{moment(row.first_at)}, {moment(row.last_at)}"),
         ("complete because", row.completed_by),
         ("attempts", row.attempts),
     ]
-    yield _table(study_uid, ("", ""), facts)
+    yield table(study_uid, ("", ""), facts)
     if steps := ledger.performed.steps(study_uid):
         said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
-        yield _table("Performed steps", ("step", "from", "status", "images named"), said)
+        yield table("Performed steps", ("step", "from", "status", "images named"), said)
     written = ledger.issued.of_study(study_uid)
     reports = [_report_row(item, not ledger.issued.successor_of(item.sop_instance_uid)) for item in written]
-    yield _listed("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
+    yield listed("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
     wanted = delivery.c.study_uid == study_uid
     columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)
-    yield _listed(
+    yield listed(
         "Deliveries", ("report", "to", "state", "attempts", "answer"), ledger.rows(select(*columns).where(wanted))
     )
     remarks = ledger.remarks(study_uid)
@@ -140,7 +147,7 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[RenderableType]:
     notes = select(not_labelled.c.sop_instance_uid, not_labelled.c.reason, not_labelled.c.detail)
     left_out = ledger.rows(notes.where(not_labelled.c.study_uid == study_uid))
     if left_out:
-        yield _table("Images without labels", ("instance", "reason", "detail"), left_out)
+        yield table("Images without labels", ("instance", "reason", "detail"), left_out)
 
 
 def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
@@ -159,24 +166,22 @@ def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
 
 def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[Table, bool]:
     """The settings in words, what the broker and each peer answer, and whether all is well."""
-    table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
-    for column in ("what", "setting", "state"):
-        table.add_column(column)
-    table.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
-    table.add_row("spool and reports", str(settings.home), _writable(settings.home))
-    table.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
+    made = table(f"Settings from {config or 'the defaults and the environment'}", ("what", "setting", "state"), ())
+    made.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
+    made.add_row("spool and reports", str(settings.home), _writable(settings.home))
+    made.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
     state, healthy = _broker_answers(settings) if settings.broker and echo_peers else ("", True)
-    table.add_row("broker", (settings.broker or "embedded").rsplit("@", 1)[-1], state)
-    table.add_row("bundle", settings.bundle or "the one in the package", "")
-    table.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
+    made.add_row("broker", (settings.broker or "embedded").rsplit("@", 1)[-1], state)
+    made.add_row("bundle", settings.bundle or "the one in the package", "")
+    made.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
         state = "[dim]no port, not asked[/dim]"
         if peer.port and echo_peers:
             state, answered = _echoed(settings, peer.name)
             healthy &= answered
-        table.add_row(f"peer {peer.name}", what, state)
-    return table, healthy
+        made.add_row(f"peer {peer.name}", what, state)
+    return made, healthy
 
 
 def _broker_answers(settings: Settings) -> tuple[str, bool]:
@@ -188,17 +193,17 @@ def _broker_answers(settings: Settings) -> tuple[str, bool]:
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
     """What `send.preflight` learnt, and whether our reports would be stored in one class or another."""
     rows = [
-        (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or "[red]not accepted[/red]")
+        (sop_class.name, ", ".join(syntax.name for syntax in syntaxes) or Text("not accepted", "red"))
         for sop_class, syntaxes in found.items()
     ]
-    table = _table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
+    made = table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
     best = next((sop_class for sop_class in REPORT_CLASSES if set(PLAIN) & set(found.get(sop_class, ()))), None)
-    table.caption = (
+    made.caption = (
         f"reports would go there as {best.name}"
         if best
         else f"{peer} would refuse our reports: let it accept {REPORT_CLASSES[0].name} in Implicit VR Little Endian"
     )
-    return table, best is not None
+    return made, best is not None
 
 
 def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
@@ -206,29 +211,10 @@ def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
         with Caller(settings) as caller:
             echo(settings.peer(name), caller)
     except NodeError as error:
-        return f"[red]{error}[/red]", False
+        return f"[red]{escape(str(error))}[/red]", False
     return "[green]answers[/green]", True
 
 
 def _writable(home: Path) -> str:
     place = next(folder for folder in (home, *home.resolve().parents) if folder.exists())
     return "exists" if place == home else f"will be made in {place}"
-
-
-def _listed(title: str, columns: tuple[str, ...], rows: Iterable[Any]) -> RenderableType:
-    """A table, or a word where it would be empty."""
-    there = list(rows)
-    return _table(title, columns, there) if there else Text(f"{title}: none")
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Any) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    return table
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")

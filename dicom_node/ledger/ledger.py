@@ -49,6 +49,8 @@ from dicom_node.study import (
     WrittenReport,
 )
 
+#: What a study is from which work begins anew.
+_AGAIN = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
 #: Rows about refusals; whoever knocks under ever new names fills no disk.
 _REFUSALS = 2000
 
@@ -260,8 +262,18 @@ class Ledger:
         stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
         with self.engine.begin() as connection:
             redelivered = self.deliveries.retry(connection, delivery.c.study_uid == study_uid)
-            again = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
-            return connection.execute(update(study).where(stuck).values(again)).rowcount + redelivered > 0
+            return connection.execute(update(study).where(stuck).values(_AGAIN)).rowcount + redelivered > 0
+
+    def retry_studies(self, states: Iterable[State], reason: str = "") -> int:
+        """The same for all studies in one of these states whose reason contains this; how many these are."""
+        told = study.c.reason.icontains(reason, autoescape=True)
+        stuck = and_(study.c.state.in_(list(states)), told)
+        uids = select(study.c.study_uid).where(stuck)
+        with self.engine.begin() as connection:
+            count = len(connection.execute(uids).all())
+            self.deliveries.retry(connection, delivery.c.study_uid.in_(uids))
+            connection.execute(update(study).where(stuck).values(_AGAIN))
+            return count
 
     # -- people's remarks --------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from dicom_node.association.call import Caller
 from dicom_node.cli import app
 from dicom_node.deliver import Deliverer
 from dicom_node.desk.status import overview, owed
+from dicom_node.desk.tables import moment
 from dicom_node.ledger import Ledger
 from dicom_node.patience import rest
 from dicom_node.send import store
@@ -187,6 +188,9 @@ def test_a_dead_archive_rests_is_probed_and_blocks_no_other(home: Path, report: 
             shown = told(overview(node.ledger))
             assert "rests until" in shown
             assert "cannot be reached" in shown
+            (health,) = node.ledger.deliveries.destinations.ailing()
+            (_, waiting) = owed(node.ledger, to="dead")
+            assert set(waiting.columns[5].cells) == {moment(health.rests_until)}, "none is tried before"
             node.clock.now += 10
             assert [deliverer.deliver(None, "dead") for _ in range(3)] == [Delivery.WAITING, None, None], "one probe"
             node.clock.now += 300

@@ -339,3 +339,50 @@ def test_a_lease_that_ran_out_holds_nothing_up_after_the_clock_was_set_back(ledg
     assert ledger.release_expired() == ["1.2"]
     clock.now -= 7200
     assert ledger.due_studies(30) == ["1.2"]
+
+
+def laid_aside(ledger: Ledger, study: str, reason: str) -> None:
+    """A study that nobody could label."""
+    ledger.add_instance(an_instance(study=study))
+    row = ledger.study(study)
+    assert row is not None
+    ledger.complete(row, "quiet")
+    lease = ledger.claim(study, 60)
+    assert lease is not None
+    ledger.quarantine(lease, reason)
+
+
+def states(ledger: Ledger) -> dict[str, State]:
+    return {row.study_uid: row.state for row in ledger.studies()}
+
+
+def test_a_bad_night_is_tried_again_at_once(ledger: Ledger) -> None:
+    for study in ("2.1", "2.2"):
+        laid_aside(ledger, study, "the GPU fell off the bus (100%)")
+    laid_aside(ledger, "2.3", "its images belong to different patients")
+    queued(ledger)
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    assert ledger.settle(lease, [], [NotLabelled("1.2.1", "1.2.0", "no pixel data")], [], "ct1") == State.UNLABELLED
+    assert ledger.retry_studies([State.QUARANTINED], "bus (10_%") == 0, "a text, no pattern"
+    assert ledger.retry_studies([State.QUARANTINED], "gpu") == 2
+    again = {"2.1": State.QUEUED, "2.2": State.QUEUED}
+    assert states(ledger) == {**again, "2.3": State.QUARANTINED, "1.2": State.UNLABELLED}
+    assert ledger.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 2
+    assert set(states(ledger).values()) == {State.QUEUED}
+    assert ledger.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 0
+
+
+def test_what_only_an_archive_refused_is_delivered_again_and_not_labelled_again(ledger: Ledger) -> None:
+    laid_aside(ledger, "2.1", "the labeler failed")
+    queued(ledger)
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    due = ledger.deliveries.claim("pacs", 60)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.FAILED, "0xA900")
+    assert state(ledger) == State.QUARANTINED
+    assert ledger.retry_studies([State.QUARANTINED]) == 2
+    assert states(ledger) == {"2.1": State.QUEUED, "1.2": State.REPORTED}
+    assert ledger.deliveries.claim("pacs", 60) is not None

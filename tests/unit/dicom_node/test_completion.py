@@ -28,6 +28,8 @@ def announced(named: int, here: int, steps: int = 1, ended: bool = True) -> Anno
         (Known(50, 90.0), 149.9, None),
         (Known(50, 90.0), 150.0, "no image for 60 s"),
         (Known(50, 90.0, announced(50, 50)), 90.0, "all 50 images that its performed step names are here"),
+        (Known(1, 90.0, announced(1, 1)), 90.0, "the one image that its performed step names is here"),
+        (Known(1, 90.0, None, [Counted("pacs", 1, 95.0)]), 95.0, "1 image, as many as pacs holds"),
         (Known(50, 90.0, announced(50, 50, 2)), 90.0, "all 50 images that its 2 performed steps name are here"),
         (Known(52, 90.0, announced(50, 50)), 90.0, "all 50 images that its performed step names are here"),
         (Known(50, 90.0, announced(50, 49)), 100.0, None),

@@ -1,0 +1,29 @@
+"""Finding a study without knowing its UID. The ledger knows no patient's name or number, only a hash of the number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import RenderableType
+from sqlalchemy import and_, select, true
+
+from dicom_node.desk.tables import listed, moment
+from dicom_node.ledger.schema import instance, study
+from dicom_node.spool.dataset import patient_key
+from dicom_node.study import State, StudyRow
+
+
+def sought(state: State | None = None, patient_id: str | None = None, issuer: str = "") -> Any:
+    """A condition on studies: of this state, with an image of this patient; None fits all."""
+    of_state = true() if state is None else study.c.state == state
+    if patient_id is None:
+        return of_state
+    of_patient = select(instance.c.study_uid).where(instance.c.patient_key == patient_key(patient_id, issuer))
+    return and_(of_state, study.c.study_uid.in_(of_patient))
+
+
+def shown(title: str, rows: Iterable[StudyRow]) -> RenderableType:
+    columns = ("last image", "study", "state", "images", "peer")
+    cells = ((moment(row.last_at), row.study_uid, row.state, row.instances, row.peer) for row in rows)
+    return listed(title, columns, cells)
