@@ -148,6 +148,10 @@ class StudyRow:
     prepared_at: float = 0.0
 
 
+#: Begins the sign of a worker that lives and can do nothing.
+UNFIT = "cannot load the model:"
+
+
 @dataclass(frozen=True)
 class Pulse:
     """A process's last sign of life.

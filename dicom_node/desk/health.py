@@ -17,7 +17,7 @@ from sqlalchemy import and_, func, select
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, study
 from dicom_node.settings import Settings
-from dicom_node.study import OPEN, State
+from dicom_node.study import OPEN, UNFIT, State
 from dicom_node.tasks import Bell, connect
 
 #: Seconds that clocks may differ.
@@ -27,6 +27,7 @@ _LONG = 900.0
 _HOUR = 3600.0
 #: Seconds after which a silent process is no longer spoken of.
 _FORGOTTEN = 24 * _HOUR
+_NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
 #: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
 _COMMANDS = {
     "receive": "receive",
@@ -64,7 +65,7 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
             )
             yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
         else:
-            yield Finding(sign.process, sign.doing)
+            yield Finding(sign.process, sign.doing, _NO_MODEL if sign.doing.startswith(UNFIT) else "")
     for kind in missing(sign.process for sign in signs):
         yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
 

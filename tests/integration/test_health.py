@@ -61,6 +61,11 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     assert "dicom-node receive" in shown
 
 
+def test_a_worker_without_a_model_is_not_well(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
+    ledger.pulses.enter(Pulse("label@a", "cannot load the model: no such folder", clock.now))
+    assert "mend `bundle` or `device` in the settings" in found(settings, ledger)["label@a"].remedy
+
+
 def test_a_worker_of_its_own_name_is_taken_for_both() -> None:
     assert missing(["receive@a", "watch@a", "celery@gpu"]) == []
     assert missing(["receive@a", "label@a"]) == ["watch", "deliver"]
