@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from labeler.errors import BundleMissing, DeviceMissing
+from labeler.place import is_here
 from labeler.preprocess import Pictures
 from labeler.stems import ConvStem, LiteStem, fold_norms
 
@@ -127,6 +128,7 @@ def load_encoders(checkpoint: str | Path, device: str = "auto") -> Encoders:
         DeviceMissing: PyTorch cannot use that device.
         BundleMissing: nothing there that transformers can read as a CLIP model.
     """
+    is_here(checkpoint)
     where = pick_device(device)
     transformers.logging.disable_progress_bar()
     try:

@@ -223,6 +223,14 @@ def test_a_worker_without_a_broker_says_what_to_set(tmp_path: Path) -> None:
     assert 'set broker = "redis://HOST:6379/0"' in done.stderr
 
 
+def test_the_labeler_says_before_its_work_what_cannot_be_written(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "nobody" / "x.json", tmp_path):
+        label = ("label", tmp_path / "no images", "--json", nowhere)
+        done = run("python", "-m", "labeler", *label, folder=tmp_path, check=False)
+        assert done.returncode == 1
+        assert "cannot be written; name a file" in done.stderr
+
+
 def test_the_labeler_labels_a_volume_and_writes_json(tmp_path: Path) -> None:
     images = a_series("torso", 8, name="nifti")
     volume = np.stack([image.pixel_array.T.astype(np.int16) - 1024 for image in images], axis=-1)

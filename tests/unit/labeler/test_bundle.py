@@ -127,6 +127,15 @@ def test_a_device_that_is_not_there_is_explained(device: str) -> None:
     assert pick_device("cpu").type == "cpu"
 
 
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "nobody", "./nobody", "one/two/three"):
+        with pytest.raises(BundleMissing, match="no such folder"):
+            load_encoders(nowhere)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleMissing, match="is a file; a bundle is a folder"):
+        load_encoders(tmp_path / "file")
+
+
 def test_inputs_that_are_not_there_are_explained(tmp_path: Path):
     labeler = Labeler.load()
     with pytest.raises(InputError, match="no such file"):
