@@ -92,12 +92,14 @@ def chaos(
 @explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node.desk.check import must_work
     from dicom_node.logs import configure
     from dicom_node.processes import notify
     from dicom_node.processes.node import await_ports, introduce, supervised
 
     configure()
     stop, wanted = _until_told(), settings()
+    must_work(wanted)
     await_ports(wanted)
     node = supervised(wanted, Chosen.config)
     node.start()
@@ -218,14 +220,13 @@ def send(
 @explained
 def config_check(
     echo_peers: Annotated[
-        bool, typer.Option("--echo/--no-echo", help="Ask the broker and every peer with a port.")
+        bool, typer.Option("--echo/--no-echo", help="Ask the broker, the database and every peer with a port.")
     ] = True,
 ) -> None:
-    """Check the settings, echo the peers, and print what the node would do."""
-    from dicom_node.desk.status import checked
+    """Check the settings and what they name, echo the peers, and print what the node would do."""
+    from dicom_node.desk.check import looked_at, table_of
 
-    wanted = settings()
-    table, healthy = checked(wanted, Chosen.config, echo_peers)
+    table, healthy = table_of(looked_at(settings(), echo_peers), Chosen.config)
     console.print(table)
     if not healthy:
         raise typer.Exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
@@ -15,17 +14,14 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import select
 
-from dicom_node.association.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
-from dicom_node.errors import NodeError, Quarantine
+from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
-from dicom_node.send import PLAIN, echo
-from dicom_node.settings import Settings
+from dicom_node.send import PLAIN
 from dicom_node.study import REPORT_CLASSES, State, WrittenReport
-from dicom_node.tasks import Bell, connect
 
 
 def overview(ledger: Ledger) -> Iterator[RenderableType]:
@@ -157,34 +153,6 @@ def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
     )
 
 
-def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[Table, bool]:
-    """The settings in words, what the broker and each peer answer, and whether all is well."""
-    table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
-    for column in ("what", "setting", "state"):
-        table.add_column(column)
-    table.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
-    table.add_row("spool and reports", str(settings.home), _writable(settings.home))
-    table.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
-    state, healthy = _broker_answers(settings) if settings.broker and echo_peers else ("", True)
-    table.add_row("broker", (settings.broker or "embedded").rsplit("@", 1)[-1], state)
-    table.add_row("bundle", settings.bundle or "the one in the package", "")
-    table.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
-    for peer in settings.peers:
-        what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
-        state = "[dim]no port, not asked[/dim]"
-        if peer.port and echo_peers:
-            state, answered = _echoed(settings, peer.name)
-            healthy &= answered
-        table.add_row(f"peer {peer.name}", what, state)
-    return table, healthy
-
-
-def _broker_answers(settings: Settings) -> tuple[str, bool]:
-    if Bell(connect(settings)).time() is None:
-        return "[red]does not answer: start it, or take `broker` out of the settings for an embedded one[/red]", False
-    return "answers", True
-
-
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
     """What `send.preflight` learnt, and whether our reports would be stored in one class or another."""
     rows = [
@@ -199,20 +167,6 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
         else f"{peer} would refuse our reports: let it accept {REPORT_CLASSES[0].name} in Implicit VR Little Endian"
     )
     return table, best is not None
-
-
-def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
-    try:
-        with Caller(settings) as caller:
-            echo(settings.peer(name), caller)
-    except NodeError as error:
-        return f"[red]{error}[/red]", False
-    return "[green]answers[/green]", True
-
-
-def _writable(home: Path) -> str:
-    place = next(folder for folder in (home, *home.resolve().parents) if folder.exists())
-    return "exists" if place == home else f"will be made in {place}"
 
 
 def _listed(title: str, columns: tuple[str, ...], rows: Iterable[Any]) -> RenderableType:
