@@ -6,6 +6,7 @@ A backlog is told by time: what waits, and since when. Clocks are compared where
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ _LONG = 900.0
 _HOUR = 3600.0
 #: Seconds after which a silent process is no longer spoken of.
 _FORGOTTEN = 24 * _HOUR
+_MAKE_ROOM = (
+    "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay"
+)
 _NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
 #: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
 _COMMANDS = {
@@ -51,6 +55,7 @@ def findings(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     yield from _processes(settings, ledger)
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
+    yield from _disk(settings)
     yield from _clocks(settings, ledger)
 
 
@@ -104,6 +109,18 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
     yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    """Room for images; as the receiver looks at it before every push."""
+    if not settings.home.is_dir():
+        return
+    free = shutil.disk_usage(settings.home).free
+    state = f"{free >> 20} MiB free, {settings.reserve_mib} MiB of them stay so (reserve_mib)"
+    if free < settings.reserve_mib << 20:
+        yield Finding("disk of home", f"every push is refused (0xA700): {state}", _MAKE_ROOM)
+    else:
+        yield Finding("disk of home", state)
 
 
 def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
