@@ -32,7 +32,7 @@ _MAKE_ROOM = (
     "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay"
 )
 _NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
-#: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
+#: The parts of a node (`study.PARTS`), and the commands that they are.
 _COMMANDS = {
     "receive": "receive",
     "watch": "watch",
