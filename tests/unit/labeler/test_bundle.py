@@ -82,8 +82,10 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, change: dict, com
 
 
 def test_nothing_there_is_said_plainly(tmp_path: Path):
-    with pytest.raises(BundleMissing, match="no CLIP checkpoint"):
+    with pytest.raises(BundleMissing, match="no such folder"):
         Labeler.load(tmp_path / "nowhere")
+    with pytest.raises(BundleMissing, match="no CLIP checkpoint"):
+        Labeler.load(tmp_path)
 
 
 @pytest.fixture(scope="module")
