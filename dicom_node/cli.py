@@ -6,6 +6,7 @@ one readable message when it cannot.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -40,6 +41,7 @@ def main(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="TOML file with the settings.")] = None,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
+    os.umask(0o077)  # what we write tells of patients; our children inherit it
     Chosen.config = find_config(config)
 
 
@@ -95,22 +97,25 @@ def chaos(
 @explained
 def up() -> None:
     """Run the whole node on this machine: receiver, watcher, workers, and a broker where none is set."""
+    from dicom_node.desk.check import must_work
     from dicom_node.logs import configure
     from dicom_node.processes import notify
-    from dicom_node.processes.node import await_ports, introduce, supervised
+    from dicom_node.processes.node import announced, await_ports, introduce, supervised
 
     configure()
     stop, wanted = _until_told(), settings()
+    must_work(wanted)
     await_ports(wanted)
     node = supervised(wanted, Chosen.config)
-    node.start()
-    try:
-        notify.ready()
-        introduce(wanted, Chosen.config)
-        node.run(stop)
-    finally:
-        notify.stopping()
-        node.stop()
+    with announced(wanted):
+        node.start()
+        try:
+            notify.ready()
+            introduce(wanted, Chosen.config)
+            node.run(stop)
+        finally:
+            notify.stopping()
+            node.stop()
 
 
 @app.command()
@@ -154,8 +159,6 @@ def watch() -> None:
 @explained
 def worker(context: typer.Context) -> None:
     """Run a worker: Celery's own command line; its options follow, as in `dicom-node worker --queues label`."""
-    import os
-
     from dicom_node.processes.worker import run_worker
     from dicom_node.settings import CONFIG_VARIABLE
 
@@ -221,14 +224,13 @@ def send(
 @explained
 def config_check(
     echo_peers: Annotated[
-        bool, typer.Option("--echo/--no-echo", help="Ask the broker and every peer with a port.")
+        bool, typer.Option("--echo/--no-echo", help="Ask the broker, the database and every peer with a port.")
     ] = True,
 ) -> None:
-    """Check the settings, echo the peers, and print what the node would do."""
-    from dicom_node.desk.status import checked
+    """Check the settings and what they name, echo the peers, and print what the node would do."""
+    from dicom_node.desk.check import looked_at, table_of
 
-    wanted = settings()
-    table, healthy = checked(wanted, Chosen.config, echo_peers)
+    table, healthy = table_of(looked_at(settings(), echo_peers), Chosen.config)
     show(table)
     if not healthy:
         raise typer.Exit(1)

@@ -27,6 +27,7 @@ from dicom_node.identity import disagreements, identity_of
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
+from dicom_node.model import Model
 from dicom_node.patience import pause
 from dicom_node.peek import peek
 from dicom_node.planes import Planes
@@ -48,7 +49,7 @@ from dicom_node.study import (
 )
 from dicom_node.uids import content_of, report_uid, sheet_uid
 from labeler.dicom import Read, series_of
-from labeler.errors import LabelerError
+from labeler.errors import BundleError, LabelerError
 from labeler.sandbox import Bounds, shared_sandbox
 from labeler.vocabulary import vocabulary
 
@@ -67,7 +68,7 @@ _TURN_SECONDS = 5.0
 
 @dataclass
 class Pipeline:
-    """The parts that work on a study; `load_labeler` is called once, when the first study needs it."""
+    """The parts that work on a study; the model is loaded once, when the first study needs it or before."""
 
     settings: Settings
     ledger: Ledger
@@ -76,14 +77,15 @@ class Pipeline:
     clock: Callable[[], float] = time.time
     #: Is somebody at the door? Then preparing makes room.
     pressed: Callable[[], bool] = lambda: False
-    _labeler: Labeler | None = field(default=None, init=False)
+    model: Model = field(init=False)
     _drained_at: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.model = Model(self.load_labeler)
 
     @property
     def labeler(self) -> Labeler:
-        if self._labeler is None:
-            self._labeler = self.load_labeler()
-        return self._labeler
+        return self.model.get()
 
     @property
     def planes(self) -> Planes:
@@ -119,6 +121,8 @@ class Pipeline:
         """
         began, row = self.clock(), self.ledger.study(study_uid)
         if row is None or row.state != State.RECEIVING or not self.planes.has_room():
+            return True
+        if not self.model.ready():
             return True
         taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
         fresh = [series for series in _by_series(taken) if not self._known_of(series)]
@@ -180,7 +184,7 @@ class Pipeline:
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
-        if isinstance(error, (OutOfResources, SQLAlchemyError)):
+        if isinstance(error, (OutOfResources, SQLAlchemyError, BundleError)):
             return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
@@ -192,8 +196,8 @@ class Pipeline:
         return State.QUEUED
 
     def _hindered(self, lease: Lease, error: Exception) -> State:
-        """Disk or ledger failed: the node's trouble, of which no study is laid aside, however long it lasts."""
-        told = str(error) if isinstance(error, OutOfResources) else f"the ledger failed: {where(error)}"
+        """Disk, ledger or model failed: the node's trouble, of which no study is laid aside, however long it lasts."""
+        told = f"the ledger failed: {where(error)}" if isinstance(error, SQLAlchemyError) else str(error)
         log.error("labelling hindered", study_uid=lease.study_uid, reason=told)
         self.ledger.postpone(lease, told, self.clock() + self.settings.lease_seconds, counted=False)
         return State.QUEUED

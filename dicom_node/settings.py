@@ -12,7 +12,7 @@ import re
 import socket
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -33,6 +33,7 @@ from pydantic_settings import (
 )
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.mistakes import explained
 
 CONFIG_VARIABLE = "DICOM_NODE_CONFIG"
 _PLACES = (Path("dicom-node.toml"), Path("/etc/dicom-node/dicom-node.toml"))
@@ -54,6 +55,28 @@ def _host(value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", value):
             raise ValueError("a host is an address, a network as 10.1.0.0/16, a host name, or any") from None
     return value
+
+
+def _one_way(host: str) -> str:
+    """Hosts that are the same, written the same."""
+    try:
+        return str(ipaddress.ip_network(host, strict=False))
+    except ValueError:
+        return host.lower()
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError("write auto (the first GPU, else the CPU), cpu, cuda, cuda:1 ..., xpu or mps")
+    return value
+
+
+def _ledger(url: str | None) -> str | None:
+    parts = urlsplit(url or "sqlite://")
+    here = re.fullmatch(r"sqlite(\+pysqlite)?", parts.scheme) and not parts.netloc
+    if not here and not (re.fullmatch(r"postgresql(\+psycopg)?", parts.scheme) and parts.port != 0):
+        raise ValueError("write it as sqlite:////FILE or postgresql://USER@HOST/DATABASE; no other database will do")
+    return url
 
 
 AETitle = Annotated[str, AfterValidator(_ae_title)]
@@ -114,10 +137,11 @@ class Peer(BaseModel):
 
     @model_validator(mode="after")
     def _reachable(self) -> Peer:
-        if "reports" in self.may and (self.port is None or self.host == "any" or "/" in self.host):
-            raise ValueError("a peer that gets reports needs one host and a port")
-        if self.counts and (self.port is None or self.host == "any" or "/" in self.host):
-            raise ValueError("a peer that is asked for counts needs one host and a port")
+        for called, what in (("reports" in self.may, "gets reports"), (self.counts, "is asked for counts")):
+            if called and "/" in self.host:
+                raise ValueError(f"a peer that {what} needs one host: {self.host} is a network, write its own address")
+            if called and (self.port is None or self.host == "any"):
+                raise ValueError(f"a peer that {what} needs one host and a port")
         return self
 
     def at(self, host: str) -> bool:
@@ -152,13 +176,13 @@ class Settings(BaseSettings):
     #: Folder for spool, reports and the default ledger; on a disk that survives.
     home: Path = Path("dicom-node-data")
     #: SQLAlchemy URL of the ledger; unset: SQLite in `home`. Several machines need PostgreSQL.
-    ledger: str | None = None
+    ledger: Annotated[str | None, AfterValidator(_ledger)] = None
     #: Redis URL of the doorbell; unset: `dicom-node up` starts an embedded one that may lose anything.
     broker: str | None = None
     #: Bundle folder, or CLIP checkpoint for zero-shot use; unset: the bundle in the package.
     bundle: str | None = None
     #: auto, cpu, cuda, cuda:1 ...
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     #: Seconds without a new image after which a study is complete.
     quiet_seconds: Seconds = 60.0
     #: Seconds without a new image after which a peer with `counts` is asked; before, its count grows as ours does.
@@ -246,6 +270,20 @@ class Settings(BaseSettings):
 
     @field_validator("peers")
     @classmethod
+    def _told_apart(cls, peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
+        """Admission knows a caller by its AE title and host, and takes the first that fits."""
+        first: dict[tuple[str, str], str] = {}
+        for peer in peers:
+            other = first.setdefault((peer.ae_title, _one_way(peer.host)), peer.name)
+            if other != peer.name:
+                raise ValueError(
+                    f"{other!r} and {peer.name!r} are both {peer.ae_title} at {peer.host}: callers are all taken for "
+                    f"{other!r}; make it one [[peers]] table with the rights of both, or set different AE titles"
+                )
+        return peers
+
+    @field_validator("peers")
+    @classmethod
     def _with_certificates(cls, peers: tuple[Peer, ...], info: ValidationInfo) -> tuple[Peer, ...]:
         wanting = next((peer.name for peer in peers if peer.tls), None)
         if wanting and info.data.get("tls", True) is None:
@@ -307,6 +345,13 @@ class Settings(BaseSettings):
         return self.quiet_of(peer_name) / 4
 
 
+_KNOWN = {
+    "": tuple(Settings.model_fields),
+    "peers": tuple(Peer.model_fields),
+    "tls": tuple(Tls.model_fields),
+}
+
+
 def find_config(given: Path | None) -> Path | None:
     """The file that counts: given, named in the environment, or at one of the usual places."""
     named = given or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
@@ -339,7 +384,7 @@ def load_settings(given: Path | None = None) -> Settings:
     try:
         return FromFile()
     except ValidationError as error:
-        raise ConfigurationError(_explained(error, path, text)) from error
+        raise ConfigurationError(explained(error.errors(), path, text, _KNOWN)) from error
 
 
 def _read(path: Path) -> str:
@@ -351,47 +396,3 @@ def _read(path: Path) -> str:
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
     return text
-
-
-def _explained(error: ValidationError, path: Path | None, text: str) -> str:
-    lines = []
-    for problem in error.errors():
-        location = problem["loc"]
-        dotted = ".".join(str(part) for part in location) or "settings"
-        where = f"{path}:{line_of(text, location)}" if path else "environment"
-        variable = f"DICOM_NODE_{str(location[0]).upper()}" if location else ""
-        if variable and variable in os.environ:
-            where = f"environment variable {variable}"
-        lines.append(f"{where}: {dotted}: {_reason(problem, location)}")
-    return "\n".join(lines)
-
-
-def _reason(problem: Any, location: tuple[int | str, ...]) -> str:
-    if problem["type"] == "extra_forbidden":
-        kinds: dict[int | str, type[BaseModel]] = {"peers": Peer, "tls": Tls}
-        kind = kinds.get(location[0], Settings)
-        return f"no such setting; known: {', '.join(kind.model_fields)}"
-    if location == ("peers",) and problem["type"] == "tuple_type":
-        return "write [[peers]], with two brackets, before every peer"
-    if problem["type"] in ("frozen_set_type", "tuple_type"):
-        return f'write a list, as {location[-1]} = ["..."] (got {problem.get("input")!r})'
-    got = problem.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""
-    return f"{problem['msg'].removeprefix('Value error, ')}{shown}"
-
-
-def line_of(text: str, location: tuple[int | str, ...]) -> int:
-    """Line of a setting in the TOML text, counted from 1; of its table where the setting itself is not written."""
-    lines = text.splitlines()
-    start = 0
-    for position, part in enumerate(location):
-        if isinstance(part, int):
-            continue
-        which = location[position + 1] if position + 1 < len(location) else 0
-        tables = [i for i, line in enumerate(lines) if re.match(rf"\s*\[\[?\s*{re.escape(part)}\s*\]", line)]
-        if tables:
-            start = tables[min(which, len(tables) - 1) if isinstance(which, int) else 0]
-            continue
-        key = re.compile(rf"\s*{re.escape(part)}\s*=")
-        start = next((i for i in range(start, len(lines)) if key.match(lines[i])), start)
-    return start + 1

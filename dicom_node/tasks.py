@@ -18,6 +18,7 @@ from dicom_node.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from dicom_node.deliver import Deliverer
+    from dicom_node.model import Model
     from dicom_node.pipeline import Pipeline
 
 log = structlog.get_logger("tasks")
@@ -73,6 +74,11 @@ def _pipeline() -> Pipeline:
     pipeline = open_pipeline(load_settings())
     pipeline.pressed = lambda: Bell(app).waiting(LABEL_QUEUE) > 0
     return pipeline
+
+
+def model() -> Model:
+    """The model of this process."""
+    return _pipeline().model
 
 
 def drain() -> None:

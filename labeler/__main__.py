@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +41,8 @@ def label(
 
     console = Console(stderr=True)
     try:
+        if json_file:
+            _must_take(json_file)
         labeler = Labeler.load(bundle, device)
         read = labeler.read(path, modality.value if modality else None)
         series = track(read, description="Labelling", console=console, transient=True)
@@ -55,6 +59,28 @@ def label(
     if not any(answer.slices for answer in answers):
         console.print("[red]no image could be labelled; the table says why[/red]")
         raise typer.Exit(1)
+
+
+def _must_take(file: Path) -> None:
+    """Before the work: a file that cannot be written is told at once."""
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise LabelerError(f"--json {file}: cannot be written; name a file in a folder that is there and yours")
+
+
+@app.command()
+def check(
+    bundle: Annotated[str | None, typer.Option(help="As for `label`.")] = None,
+    device: Annotated[str, typer.Option(help="As for `label`.")] = "auto",
+) -> None:
+    """Load the model and say which it is, and where it runs."""
+    from labeler.label import Labeler
+
+    try:
+        labeler = Labeler.load(bundle, device)
+    except LabelerError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from error
+    print(f"{labeler.info.name} {labeler.info.version} on {labeler.scorer.encoders.device}")
 
 
 def table(answer: SeriesLabels) -> Table:

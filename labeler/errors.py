@@ -4,6 +4,7 @@ LabelerError
 ├── InputError           the images cannot be used; the message says why, the files stay untouched
 └── BundleError          the model cannot be used; nothing is labelled until it is mended
     ├── BundleMissing    no such folder, or not a CLIP checkpoint
+    ├── DeviceMissing    this machine has no such device, or PyTorch cannot use it
     └── BundleMismatch   a part is not the one that the manifest was made for
 """
 
@@ -25,6 +26,10 @@ class BundleError(LabelerError):
 
 class BundleMissing(BundleError):
     """There is no model at that place."""
+
+
+class DeviceMissing(BundleError):
+    """This machine has no such device."""
 
 
 class BundleMismatch(BundleError):

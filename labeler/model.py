@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from labeler.errors import BundleMissing
+from labeler.errors import BundleMissing, DeviceMissing
+from labeler.place import is_here
 from labeler.preprocess import Pictures
 from labeler.stems import ConvStem, LiteStem, fold_norms
 
@@ -106,18 +107,28 @@ class Encoders:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` takes the first GPU, else the CPU; anything else is torch's own name of a device."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` takes the first GPU, else the CPU; anything else is torch's own name of a device.
+
+    Raises:
+        DeviceMissing: PyTorch cannot use it here.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=wanted).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise DeviceMissing(f'device = "{wanted}": PyTorch cannot use it ({why}); set it to "auto" or "cpu"') from error
 
 
 def load_encoders(checkpoint: str | Path, device: str = "auto") -> Encoders:
     """Load a CLIP checkpoint in Hugging Face format from a folder or, where the hub is reachable, by its name.
 
     Raises:
+        DeviceMissing: PyTorch cannot use that device.
         BundleMissing: nothing there that transformers can read as a CLIP model.
     """
+    is_here(checkpoint)
     where = pick_device(device)
     transformers.logging.disable_progress_bar()
     try:

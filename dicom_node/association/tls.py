@@ -103,6 +103,11 @@ def _context(protocol: ssl._SSLMethod, tls: Tls) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    for name, path in (("certificate", tls.certificate), ("key", tls.key), ("ca", tls.ca)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(f"[tls] {name} {path}: {error.strerror}") from error
     try:
         context.load_cert_chain(tls.certificate, tls.key, password=_no_password)
     except (OSError, ValueError) as error:
@@ -119,6 +124,8 @@ def _no_password() -> str:
 
 
 def _why(error: Exception) -> str:
+    if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+        return "the key is not this certificate's; name the two that belong together"
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -6,6 +6,7 @@ A backlog is told by time: what waits, and since when. Clocks are compared where
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sqlalchemy import and_, func, select
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, study
 from dicom_node.settings import Settings
-from dicom_node.study import OPEN, State
+from dicom_node.study import OPEN, UNFIT, State
 from dicom_node.tasks import Bell, connect
 
 #: Seconds that clocks may differ.
@@ -27,7 +28,11 @@ _LONG = 900.0
 _HOUR = 3600.0
 #: Seconds after which a silent process is no longer spoken of.
 _FORGOTTEN = 24 * _HOUR
-#: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
+_MAKE_ROOM = (
+    "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay"
+)
+_NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
+#: The parts of a node (`study.PARTS`), and the commands that they are.
 _COMMANDS = {
     "receive": "receive",
     "watch": "watch",
@@ -50,6 +55,7 @@ def findings(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     yield from _processes(settings, ledger)
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
+    yield from _disk(settings)
     yield from _clocks(settings, ledger)
 
 
@@ -64,7 +70,7 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
             )
             yield Finding(sign.process, f"no sign for {_span(silent)}", remedy)
         else:
-            yield Finding(sign.process, sign.doing)
+            yield Finding(sign.process, sign.doing, _NO_MODEL if sign.doing.startswith(UNFIT) else "")
     for kind in missing(sign.process for sign in signs):
         yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
 
@@ -103,6 +109,18 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
     yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    """Room for images; as the receiver looks at it before every push."""
+    if not settings.home.is_dir():
+        return
+    free = shutil.disk_usage(settings.home).free
+    state = f"{free >> 20} MiB free, {settings.reserve_mib} MiB of them stay so (reserve_mib)"
+    if free < settings.reserve_mib << 20:
+        yield Finding("disk of home", f"every push is refused (0xA700): {state}", _MAKE_ROOM)
+    else:
+        yield Finding("disk of home", state)
 
 
 def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:

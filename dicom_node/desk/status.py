@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydicom.uid import UID
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Row, select
 
-from dicom_node.association.call import Caller
 from dicom_node.corrections import shown
 from dicom_node.desk import studies
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
 from dicom_node.desk.tables import listed, moment, table
-from dicom_node.errors import NodeError, Quarantine
+from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
-from dicom_node.send import PLAIN, echo
-from dicom_node.settings import Settings
+from dicom_node.send import PLAIN
 from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport
-from dicom_node.tasks import Bell, connect
 
 
 def overview(ledger: Ledger) -> Iterator[RenderableType]:
@@ -164,32 +159,6 @@ def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
     )
 
 
-def checked(settings: Settings, config: Path | None, echo_peers: bool) -> tuple[Table, bool]:
-    """The settings in words, what the broker and each peer answer, and whether all is well."""
-    made = table(f"Settings from {config or 'the defaults and the environment'}", ("what", "setting", "state"), ())
-    made.add_row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", "")
-    made.add_row("spool and reports", str(settings.home), _writable(settings.home))
-    made.add_row("ledger", settings.ledger_url.rsplit("@", 1)[-1], "")
-    state, healthy = _broker_answers(settings) if settings.broker and echo_peers else ("", True)
-    made.add_row("broker", (settings.broker or "embedded").rsplit("@", 1)[-1], state)
-    made.add_row("bundle", settings.bundle or "the one in the package", "")
-    made.add_row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody", "")
-    for peer in settings.peers:
-        what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
-        state = "[dim]no port, not asked[/dim]"
-        if peer.port and echo_peers:
-            state, answered = _echoed(settings, peer.name)
-            healthy &= answered
-        made.add_row(f"peer {peer.name}", what, state)
-    return made, healthy
-
-
-def _broker_answers(settings: Settings) -> tuple[str, bool]:
-    if Bell(connect(settings)).time() is None:
-        return "[red]does not answer: start it, or take `broker` out of the settings for an embedded one[/red]", False
-    return "answers", True
-
-
 def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bool]:
     """What `send.preflight` learnt, and whether our reports would be stored in one class or another."""
     rows = [
@@ -204,17 +173,3 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
         else f"{peer} would refuse our reports: let it accept {REPORT_CLASSES[0].name} in Implicit VR Little Endian"
     )
     return made, best is not None
-
-
-def _echoed(settings: Settings, name: str) -> tuple[str, bool]:
-    try:
-        with Caller(settings) as caller:
-            echo(settings.peer(name), caller)
-    except NodeError as error:
-        return f"[red]{escape(str(error))}[/red]", False
-    return "[green]answers[/green]", True
-
-
-def _writable(home: Path) -> str:
-    place = next(folder for folder in (home, *home.resolve().parents) if folder.exists())
-    return "exists" if place == home else f"will be made in {place}"

@@ -37,6 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
 
+from dicom_node.errors import ConfigurationError
 from dicom_node.study import OPEN, Delivery, State
 
 #: Seconds that a writer waits for its turn.
@@ -245,18 +246,25 @@ refusal = Table(
 )
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, patience: int = 10) -> Engine:
     """An engine with the settings that the promises need.
 
     SQLite in WAL mode, writers queueing up to 30 s. PostgreSQL over connections that are tried before use, notice a
     dead server within a minute, and wait no longer than SQLite does for a lock, so that a process that stands still
     holds nobody up for ever.
+
+    Args:
+        patience: seconds in which a server must take a connection.
+    Raises:
+        ConfigurationError: the driver is not installed, or there is no place for the file.
     """
     if not url.startswith("sqlite"):
-        return _postgresql(url.replace("postgresql://", "postgresql+psycopg://", 1))
+        return _postgresql(url.replace("postgresql://", "postgresql+psycopg://", 1), patience)
     file = make_url(url).database
-    if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        Path(file or "").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(f"the ledger {file}: {error.strerror}; set another `home` or `ledger`") from error
     engine = create_engine(url, connect_args={"timeout": PATIENCE})
 
     @event.listens_for(engine, "connect")
@@ -285,9 +293,14 @@ def _to_wal(connection: Any) -> None:
             time.sleep(0.02)
 
 
-def _postgresql(url: str) -> Engine:
-    noticing = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    engine = create_engine(url, pool_pre_ping=True, connect_args={**noticing, "tcp_user_timeout": 60_000})
+def _postgresql(url: str, patience: int) -> Engine:
+    noticing = {"connect_timeout": patience, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    try:
+        engine = create_engine(url, pool_pre_ping=True, connect_args={**noticing, "tcp_user_timeout": 60_000})
+    except ImportError as error:
+        raise ConfigurationError(
+            'a ledger on PostgreSQL needs psycopg, which is not installed: pip install "dicom-anatomy-node[postgresql]"'
+        ) from error
 
     @event.listens_for(engine, "connect")
     def _bound(connection: Any, _: Any) -> None:

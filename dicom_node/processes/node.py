@@ -7,14 +7,19 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.errors import ConfigurationError
+from dicom_node.errors import ConfigurationError, Retry
+from dicom_node.ledger import Ledger
 from dicom_node.processes.supervise import Program, Supervisor
 from dicom_node.settings import CONFIG_VARIABLE, Settings
+from dicom_node.study import PARTS, Pulse
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, connect
 
 log = structlog.get_logger("up")
@@ -89,6 +94,29 @@ def _trouble_at(host: str, port: int) -> OSError | None:
         except OSError as error:
             return error
     return None
+
+
+@contextmanager
+def announced(settings: Settings) -> Iterator[None]:
+    """Every process is said to start before it can say so itself; once all have ended, nobody is missed.
+
+    A ledger that is away keeps nobody: the processes wait for it.
+    """
+    here = [f"{part}@{socket.gethostname()}" for part in PARTS]
+    ledger = None
+    try:
+        ledger = Ledger(settings.ledger_url)
+        for process in here:
+            ledger.pulses.enter(Pulse(process, "starting", ledger.clock()))
+    except (Retry, SQLAlchemyError) as error:
+        log.error("the ledger is away: images are refused until it is back", reason=str(error.args[0]))
+    try:
+        yield
+    finally:
+        with suppress(SQLAlchemyError):
+            for process in here:
+                if ledger is not None:
+                    ledger.pulses.leave(process)
 
 
 def introduce(settings: Settings, config: Path | None) -> None:

@@ -25,10 +25,18 @@ from typing import IO
 
 import structlog
 
+from dicom_node.patience import pause
+
 log = structlog.get_logger("up")
 
 #: Seconds beyond `drain_seconds` that processes get to end in.
 _GRACE = 10.0
+#: Longest pause between two starts of a process that fails at once, seconds.
+_LONGEST_PAUSE = 10.0
+#: Seconds within which it must have been started for that.
+_YOUNG = 20.0
+#: Failures in a row of which one is told that it is no accident.
+_TELL_AT = 3
 _PR_SET_PDEATHSIG = 1
 #: Begins the name of the folder of our processes' sockets.
 _SOCKETS = "dicom-node-up-"
@@ -93,6 +101,8 @@ class Supervisor:
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _born: dict[str, float] = field(default_factory=dict)
     _ears: dict[str, Ear] = field(default_factory=dict)
+    #: How often in a row a program ended by itself soon after its start.
+    _failures: dict[str, int] = field(default_factory=dict)
 
     def start(self) -> None:
         place = socket_place()
@@ -117,7 +127,7 @@ class Supervisor:
         )
 
     def run(self, stop: threading.Event) -> None:
-        """Watch over the programs until `stop`; one that ends is started again, at most once a second."""
+        """Watch over the programs until `stop`; one that ends is started again, ever later while it fails at once."""
         while not stop.wait(0.3):
             self.revive()
 
@@ -128,9 +138,13 @@ class Supervisor:
                 log.error("process gives no sign of life; ending it", process=program.name, seconds=round(silence))
                 process.kill()
                 process.wait()
-            code = process.poll()
-            if code is not None and time.monotonic() - self._born[program.name] > 1.0:
+            code, age = process.poll(), time.monotonic() - self._born[program.name]
+            failures = self._failures.get(program.name, 0)
+            if code is not None and age > pause(failures + 1, _LONGEST_PAUSE, lambda: 1.0):
                 log.error("process ended; starting it again", process=program.name, exit_code=code)
+                self._failures[program.name] = failures + 1 if code > 0 and age < _YOUNG else 0
+                if self._failures[program.name] == _TELL_AT:
+                    log.error("process fails again and again; its own last words say why", process=program.name)
                 self._start(program)
 
     def pid(self, name: str) -> int:

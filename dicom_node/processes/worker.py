@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
@@ -16,7 +16,11 @@ from dicom_node.logs import configure as configure_logs
 from dicom_node.processes import notify
 from dicom_node.processes.watchdog import Watchdog
 from dicom_node.settings import Settings
-from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain, hang_up
+from dicom_node.study import UNFIT
+from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, app, beat, connect, drain, hang_up, model
+
+if TYPE_CHECKING:
+    from dicom_node.model import Model
 
 log = structlog.get_logger("worker")
 
@@ -50,6 +54,7 @@ class Guard:
         self.name, self.near = "", True
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
+        self._model: Model | None = None
         self._told_to_end = False
 
     def listen(self) -> None:
@@ -74,6 +79,9 @@ class Guard:
         app.amqp.queues.select_add(self.queue)
 
     def _ready(self, **_: Any) -> None:
+        if self.near and LABEL_QUEUE in app.amqp.queues.consume_from:
+            self._model = model()
+            threading.Thread(target=self._model.keep_trying, args=(self._stop,), name="model", daemon=True).start()
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._watcher.start()
         notify.ready()
@@ -106,8 +114,15 @@ class Guard:
             if reason := self.dog.complaint():
                 log.error("this worker ends itself, to be started again", worker=self.name, reason=reason)
                 os._exit(STALLED)
-            busy = self.dog.busy_for
-            signs.give(f"busy for {busy:.0f} s" if busy else "waiting for work")
+            signs.give(self._doing())
         # a worker that Celery ends for an error keeps its last sign, and is missed
         if self._told_to_end:
             signs.leave()
+
+    def _doing(self) -> str:
+        if self._model is not None and self._model.trouble:
+            return f"{UNFIT} {self._model.trouble}"
+        if self._model is not None and self._model.loading:
+            return "loading the model"
+        busy = self.dog.busy_for
+        return f"busy for {busy:.0f} s" if busy else "waiting for work"

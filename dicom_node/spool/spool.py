@@ -25,7 +25,7 @@ from uuid import uuid4
 
 import structlog
 
-from dicom_node.errors import OutOfResources
+from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.settings import Durability
 from dicom_node.spool.blocks import BlockFile, discard, sweep
 from dicom_node.spool.dataset import data_set_offset
@@ -62,8 +62,13 @@ class Spool:
         self.reports = home / "reports"
         self.reserve_bytes = reserve_bytes
         self._backlog = _Backlog() if durability == "group" else None
-        for folder in (home, self.images, self.incoming, self.reports):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            for folder in (home, self.images, self.incoming, self.reports):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(
+                f"home {home}: {error.strerror} ({error.filename}); give it to the node's user, or set another `home`"
+            ) from error
 
     def begin(self, header: bytes) -> Part:
         """Open a file for an object that is about to come.

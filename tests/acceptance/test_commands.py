@@ -83,6 +83,10 @@ def test_the_demo_sees_through_the_header_that_is_wrong_on_purpose(demo: tuple[P
     assert brain["header"]["agreement"] == "agree"
 
 
+def test_what_the_demo_leaves_is_for_its_user_only(demo: tuple[Path, str]) -> None:
+    assert open_to_others(demo[0]) == []
+
+
 def test_no_patient_stands_in_the_log(demo: tuple[Path, str]) -> None:
     log = (demo[0] / "node.log").read_text()
     assert "labelled" in log
@@ -147,6 +151,10 @@ may = ["push", "reports"]
     return path
 
 
+def open_to_others(folder: Path) -> list[Path]:
+    return [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077]
+
+
 def test_up_echo_send_status(tmp_path: Path) -> None:
     """The node pushes a study into itself; nobody takes the report, and status says so."""
     port = free_port()
@@ -167,6 +175,7 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
         assert eventually(told, 60)
         overview = run("dicom-node", "--config", config, "status", folder=tmp_path).stdout
         assert "waiting" in overview
+        assert open_to_others(tmp_path / "data") == []
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
@@ -221,6 +230,14 @@ def test_a_worker_without_a_broker_says_what_to_set(tmp_path: Path) -> None:
     done = run("dicom-node", "--config", a_config(tmp_path), "worker", folder=tmp_path, check=False)
     assert done.returncode == 1
     assert 'set broker = "redis://HOST:6379/0"' in done.stderr
+
+
+def test_the_labeler_says_before_its_work_what_cannot_be_written(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "nobody" / "x.json", tmp_path):
+        label = ("label", tmp_path / "no images", "--json", nowhere)
+        done = run("python", "-m", "labeler", *label, folder=tmp_path, check=False)
+        assert done.returncode == 1
+        assert "cannot be written; name a file" in done.stderr
 
 
 def test_the_labeler_labels_a_volume_and_writes_json(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Owing:
     def __init__(self, home: Path, report: WrittenReport, **ports: int) -> None:
         self.clock = Clock()
         peers = [
-            Peer(name=name, ae_title="PACS", host="127.0.0.1", port=port, may=frozenset({"reports"}))
+            Peer(name=name, ae_title=name.upper(), host="127.0.0.1", port=port, may=frozenset({"reports"}))
             for name, port in ports.items()
         ]
         self.settings = Settings(home=home, peers=tuple(peers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from dicom_node.cli import app
 from dicom_node.desk.health import Finding, findings, missing, skews
 from dicom_node.desk.status import health
 from dicom_node.ledger import Ledger
-from dicom_node.processes.node import embedded_broker
+from dicom_node.processes.node import announced, embedded_broker
 from dicom_node.processes.notify import Signs
 from dicom_node.settings import Settings
 from dicom_node.study import Pulse, State
@@ -21,7 +22,7 @@ from dicom_node.tasks import Bell, connect
 from tests.integration.conftest import SetClock
 from tests.integration.test_ledger import an_instance
 from tests.parts import told
-from tests.support import eventually, running
+from tests.support import eventually, free_port, running
 
 
 @pytest.fixture
@@ -59,6 +60,36 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     shown = told([health(seen.values())])
     assert "busy for 3 s" in shown
     assert "dicom-node receive" in shown
+
+
+def test_a_worker_without_a_model_is_not_well(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
+    ledger.pulses.enter(Pulse("label@a", "cannot load the model: no such folder", clock.now))
+    assert "mend `bundle` or `device` in the settings" in found(settings, ledger)["label@a"].remedy
+
+
+def test_a_disk_whose_reserve_is_reached_is_told(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
+    disk = found(settings.model_copy(update={"reserve_mib": 0}), ledger)["disk of home"]
+    assert "MiB free" in disk.state
+    assert disk.remedy == ""
+    full = found(settings.model_copy(update={"reserve_mib": 1 << 40}), ledger)["disk of home"]
+    assert full.state.startswith("every push is refused (0xA700): ")
+    assert "lower retention_days or reserve_mib" in full.remedy
+
+
+def test_processes_that_have_just_been_started_are_said_to_start(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with announced(settings):
+        kept = Ledger(settings.ledger_url)
+        seen = found(settings, kept)
+        for part in ("receive", "watch", "label", "deliver"):
+            assert seen[f"{part}@{socket.gethostname()}"].state == "starting"
+            assert part not in seen
+    assert kept.pulses.all() == []
+
+
+def test_a_ledger_that_is_away_keeps_no_node_from_starting(tmp_path: Path) -> None:
+    with announced(Settings(home=tmp_path, ledger=f"postgresql://node@127.0.0.1:{free_port()}/db")):
+        pass
 
 
 def test_a_worker_of_its_own_name_is_taken_for_both() -> None:

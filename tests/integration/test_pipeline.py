@@ -15,7 +15,10 @@ from pynetdicom import AE, evt
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
 from dicom_node.desk.status import overview, story
+from dicom_node.model import Model
 from dicom_node.study import REPORT_CLASSES, Delivery, State
+from labeler.errors import BundleMissing
+from labeler.label import Labeler
 from tests.factories import a_series, changed
 from tests.parts import LABELER, Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
@@ -52,6 +55,28 @@ def test_a_disk_that_fails_lays_no_study_aside(bench: Bench) -> None:
     bench.spool.reports.unlink()
     bench.spool.reports.mkdir()
     assert bench.label(uid) == State.REPORTED
+
+
+@pytest.mark.parametrize("trouble", [BundleMissing("nobody: no such folder"), RuntimeError("CUDA out of memory")])
+def test_a_model_that_cannot_be_loaded_lays_no_study_aside(bench: Bench, trouble: Exception) -> None:
+    """It is the node's trouble: no attempt is counted, the reason is told, and all is labelled when it is mended."""
+
+    def load() -> Labeler:
+        raise trouble
+
+    uid, bench.pipeline.model = bench.take(a_series("leg", 3, name="no model")), Model(load)
+    for _ in range(bench.settings.attempts + 2):
+        assert bench.label(uid) == State.QUEUED
+        bench.clock.now += bench.settings.lease_seconds + 1
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert row.attempts == 0
+    assert str(trouble) in row.reason
+    assert str(trouble) in bench.pipeline.model.trouble
+    assert bench.pipeline.prepare(uid)
+    bench.pipeline.model.load = lambda: LABELER
+    assert bench.label(uid) == State.REPORTED
+    assert bench.pipeline.model.trouble == ""
 
 
 def test_a_rebuilt_ledger_gives_the_same_report(bench: Bench, tmp_path: Path) -> None:
@@ -133,7 +158,7 @@ def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -
         def label(self, *_: object, **__: object) -> object:
             raise RuntimeError("CUDA out of memory for DOE^JOHN")
 
-    bench.pipeline._labeler = Broken()  # type: ignore[assignment]
+    bench.pipeline.model.loaded = Broken()  # type: ignore[assignment]
     uid = bench.take(a_series("leg", 2, name="broken"))
     assert bench.label(uid) == State.QUEUED
     for _ in range(5):
@@ -144,7 +169,7 @@ def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -
     assert (row.state, row.attempts) == (State.QUARANTINED, 3)
     assert "RuntimeError" in row.reason
     assert "DOE" not in row.reason
-    bench.pipeline._labeler = None
+    bench.pipeline.model.loaded = None
     assert bench.ledger.retry_study(uid)
     assert bench.pipeline.label_study(uid) == State.REPORTED
 

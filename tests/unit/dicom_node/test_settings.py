@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.settings import Settings, line_of, load_settings
+from dicom_node.mistakes import line_of
+from dicom_node.settings import Settings, load_settings
 
 GOOD = """ae_title = "ANATOMY"
 port = 11112
@@ -59,6 +60,12 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (("quiet_seconds = 30", "quiet = 30"), 3, "no such setting; known: ae_title"),
         (("quiet_seconds = 30", 'broker = "localhost:6379"'), 3, "write it as redis://HOST:6379/0"),
         (("quiet_seconds = 30", 'broker = "redis://127.0.0.1:port/0"'), 3, "write it as redis://HOST:6379/0"),
+        (("quiet_seconds = 30", 'device = "gpu"'), 3, "write auto (the first GPU, else the CPU), cpu, cuda"),
+        (("quiet_seconds = 30", 'ledger = "mysql://h/db"'), 3, "postgresql://USER@HOST/DATABASE; no other database"),
+        (("quiet_seconds = 30", 'ledger = "sqlite://var/x"'), 3, "sqlite:////FILE"),
+        (('may = ["push"]', 'may = ["pull"]'), 9, "peer 'ct1'.may: Input should be"),
+        (('name = "ct1"\n', ""), 5, "peer 'CT1'.name: Field required"),
+        (('"pacs.example.org"', '"10.1.20.0/24"'), 12, "peer 'pacs': a peer that gets reports needs one host: 10.1.20"),
     ],
 )
 def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line, told):
@@ -72,6 +79,24 @@ def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line,
 def test_one_bracket_too_few_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"write \[\[peers\]\], with two brackets"):
         load('[peers]\nname = "pacs"\n', tmp_path)
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3", "10.1.2.3/32"])
+def test_two_peers_that_admission_cannot_tell_apart_are_refused(tmp_path: Path, host: str) -> None:
+    peer = '[[peers]]\nname = "{}"\nae_title = "{}"\nhost = "{}"\nport = {}\n'
+    first = peer.format("pacs", "PACS", "10.1.2.3", 104)
+    with pytest.raises(ConfigurationError) as error:
+        load(first + peer.format("vna", "PACS", host, 105), tmp_path)
+    assert "'pacs' and 'vna' are both PACS at" in str(error.value)
+    assert "one [[peers]] table with the rights of both, or set different AE titles" in str(error.value)
+    for ae_title, elsewhere in (("VNA", "10.1.2.3"), ("PACS", "10.1.2.4")):
+        assert len(load(first + peer.format("vna", ae_title, elsewhere, 105), tmp_path).peers) == 2
+
+
+def test_a_password_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load('ledger = "mysql://node:secret@h/db"\n', tmp_path)
+    assert "got 'mysql://...@h/db'" in str(error.value)
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path):

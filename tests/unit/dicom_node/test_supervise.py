@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from structlog.testing import capture_logs
 
+from dicom_node.processes import supervise
 from dicom_node.processes.node import embedded_broker
-from dicom_node.processes.supervise import clear_after_dead, die_with
+from dicom_node.processes.supervise import Program, Supervisor, clear_after_dead, die_with
 from tests.support import eventually, listens
 
 
@@ -36,6 +40,26 @@ def test_the_broker_runs_in_a_home_that_is_given_relatively(tmp_path: Path, monk
         broker.terminate()
         broker.wait()
     assert (tmp_path / "data" / "broker" / "log").exists()
+
+
+def test_what_fails_at_once_is_tried_ever_later_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = 1000.0
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: moment)
+    started: list[float] = []
+    supervisor = Supervisor((Program("receive", ("false",)),), {})
+    monkeypatch.setattr(
+        supervisor, "_start", lambda _: started.append(moment) or supervisor._born.update(receive=moment)
+    )
+    ended = SimpleNamespace(poll=lambda: 1)
+    supervisor._running, supervisor._ears = {"receive": ended}, {"receive": SimpleNamespace(silence=lambda: 0.0)}
+    supervisor._born = {"receive": moment}
+    with capture_logs() as logs:
+        for _ in range(400):
+            moment += 0.1
+            supervisor.revive()
+    pauses = [round(later - earlier) for earlier, later in pairwise([1000.0, *started])]
+    assert pauses == [1, 2, 4, 8, 10, 10]
+    assert sum(entry["event"].startswith("process fails again and again") for entry in logs) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")

@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 
 from dicom_node.completion import to_prepare
-from dicom_node.processes import notify
+from dicom_node.model import Model
+from dicom_node.processes import notify, worker
 from dicom_node.processes.supervise import Ear
 from dicom_node.processes.watchdog import Watchdog
+from dicom_node.processes.worker import Guard
+from dicom_node.settings import Settings
+from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, app
+from labeler.errors import BundleMissing
+from labeler.label import Labeler
+from tests.support import eventually
 
 
 class Clock:
@@ -100,3 +107,23 @@ def test_a_study_is_prepared_when_it_has_grown_and_once_more_when_it_is_silent(
     last_at: float, prepared_at: float, wanted: bool
 ) -> None:
     assert to_prepare(last_at, prepared_at, 30) == wanted
+
+
+@pytest.mark.parametrize(
+    ("queue", "told"), [(LABEL_QUEUE, "cannot load the model: /x: no such folder"), (DELIVER_QUEUE, "waiting for work")]
+)
+def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, queue: str, told: str
+) -> None:
+    def load() -> Labeler:
+        raise BundleMissing("/x: no such folder")
+
+    monkeypatch.setattr(worker, "model", lambda: Model(load))
+    monkeypatch.setattr(Guard, "_watch", lambda _: None)
+    queues = app.amqp.Queues({}, create_missing=True)
+    queues.select([queue])
+    monkeypatch.setattr(app.amqp, "queues", queues)
+    guard = Guard(Settings())
+    guard._ready()
+    assert eventually(lambda: guard._doing() == told, 5)
+    guard._stop.set()

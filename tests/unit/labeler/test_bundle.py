@@ -11,9 +11,9 @@ import torch
 from transformers import CLIPModel
 
 from labeler.bundle import MANIFEST, default_bundle, file_sha256
-from labeler.errors import BundleMismatch, BundleMissing, InputError
+from labeler.errors import BundleMismatch, BundleMissing, DeviceMissing, InputError
 from labeler.label import Labeler
-from labeler.model import load_encoders
+from labeler.model import load_encoders, pick_device
 from labeler.slices import Series, Source, make_plane, make_series
 from tests.learning import a_plain_clip
 
@@ -82,8 +82,10 @@ def test_a_manifest_that_does_not_fit_is_refused(bundle: Path, change: dict, com
 
 
 def test_nothing_there_is_said_plainly(tmp_path: Path):
-    with pytest.raises(BundleMissing, match="no CLIP checkpoint"):
+    with pytest.raises(BundleMissing, match="no such folder"):
         Labeler.load(tmp_path / "nowhere")
+    with pytest.raises(BundleMissing, match="no CLIP checkpoint"):
+        Labeler.load(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,22 @@ def test_the_quick_way_to_tensors_is_the_processor_s(plain_clip: Path, setting: 
     pictures = np.random.default_rng(2).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
     theirs = encoders.processor(images=list(pictures), return_tensors="pt", input_data_format="channels_last")
     assert torch.allclose(encoders.pixels(pictures), theirs["pixel_values"], atol=1e-4)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_explained(device: str) -> None:
+    with pytest.raises(DeviceMissing, match=rf'device = "{device}": PyTorch cannot use it \(.+\); set it to "auto"'):
+        pick_device(device)
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    for nowhere in (tmp_path / "nobody", "./nobody", "one/two/three"):
+        with pytest.raises(BundleMissing, match="no such folder"):
+            load_encoders(nowhere)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleMissing, match="is a file; a bundle is a folder"):
+        load_encoders(tmp_path / "file")
 
 
 def test_inputs_that_are_not_there_are_explained(tmp_path: Path):

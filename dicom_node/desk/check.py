@@ -1,0 +1,187 @@
+"""`config check`: will a node of these settings work? Tried as far as a moment allows, and nothing is left behind."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from dicom_node.association.call import Caller
+from dicom_node.association.tls import server_context
+from dicom_node.errors import ConfigurationError, NodeError, Retry
+from dicom_node.ledger.schema import open_engine
+from dicom_node.send import echo
+from dicom_node.settings import Settings
+from dicom_node.tasks import Bell, connect
+from labeler.errors import LabelerError
+from labeler.place import is_here
+
+#: Seconds in which a database answers.
+_PATIENCE = 3
+#: Seconds in which a bundle loads.
+_LOADED = 120
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was looked at."""
+
+    what: str
+    setting: str
+    state: str = ""
+    well: bool = True
+
+
+def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
+    """Everything, in the order of the file; `ask`: the broker, the database and every peer with a port too."""
+    yield Row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}")
+    yield from _own(settings)
+    if settings.ledger_file is None and ask:
+        yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_answers(settings.ledger_url))
+    yield _tried("reserve", f"{settings.reserve_mib} MiB stay free", lambda: _room(settings))
+    broker = _shown(settings.broker or "embedded")
+    yield _tried("broker", broker, lambda: _broker_answers(settings) if settings.broker and ask else "")
+    bundle = f"{settings.bundle or 'the one in the package'}, device {settings.device}"
+    yield _tried("bundle", bundle, lambda: _model(settings))
+    yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
+    for peer in settings.peers:
+        what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
+        if peer.port and ask:
+            yield _tried(f"peer {peer.name}", what, lambda name=peer.name: _echoed(settings, name))  # type: ignore[misc]
+        else:
+            yield Row(f"peer {peer.name}", what, "not asked" if peer.port else "no port, not asked")
+
+
+def must_work(settings: Settings) -> None:
+    """What no process of a node can do without.
+
+    Raises:
+        ConfigurationError: says all of it that cannot work.
+    """
+    wrong = [f"{row.what} {row.setting}: {row.state}" for row in _own(settings) if not row.well]
+    if wrong:
+        raise ConfigurationError("\n".join(wrong))
+
+
+def table_of(rows: Iterator[Row], config: Path | None) -> tuple[Table, bool]:
+    """What was looked at in words, and whether all is well."""
+    table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
+    for column in ("what", "setting", "state"):
+        table.add_column(column, overflow="fold")
+    healthy = True
+    for row in rows:
+        healthy &= row.well
+        state = escape(row.state)
+        table.add_row(row.what, escape(row.setting), state if row.well else f"[red]{state}[/red]")
+    return table, healthy
+
+
+def _own(settings: Settings) -> Iterator[Row]:
+    """What is looked at on this machine alone, at once."""
+    yield _tried("home", str(settings.home), lambda: _folder(settings.home))
+    if (file := settings.ledger_file) is not None:
+        yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_file(file))
+    else:
+        yield _tried("ledger", _shown(settings.ledger_url), lambda: _driver(settings.ledger_url))
+    if (tls := settings.tls) is not None:
+        yield _tried("tls", str(tls.certificate), lambda: f"port {tls.port}" if server_context(tls) else "")
+
+
+def _tried(what: str, setting: str, look: Callable[[], str]) -> Row:
+    try:
+        return Row(what, setting, look())
+    except (NodeError, LabelerError) as error:
+        return Row(what, setting, str(error), well=False)
+
+
+def _shown(url: str) -> str:
+    """Without the password."""
+    return url.rsplit("@", 1)[-1]
+
+
+def _existing(home: Path) -> Path:
+    return next(place for place in (home, *home.absolute().parents) if place.exists())
+
+
+def _folder(home: Path) -> str:
+    place = _existing(home)
+    if not place.is_dir():
+        raise ConfigurationError(f"{place} is a file, and a folder is wanted: move it away, or set another place")
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{place} cannot be written ({error.strerror}): give it to the node's user, or set another place"
+        ) from error
+    return "exists" if place == home else f"will be made in {place}"
+
+
+def _database_file(file: Path) -> str:
+    if file.is_dir():
+        raise ConfigurationError(f"{file} is a folder, and a file is wanted: write sqlite:///{file}/ledger.sqlite")
+    _folder(file.parent)
+    return "exists" if file.exists() else "will be made"
+
+
+def _driver(url: str) -> str:
+    open_engine(url).dispose()
+    return "not asked"
+
+
+def _database_answers(url: str) -> str:
+    engine = open_engine(url, _PATIENCE)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("select 1"))
+    except SQLAlchemyError as error:
+        why = str(getattr(error, "orig", error)).partition("\n")[0]
+        raise Retry(f"does not answer ({why}): start the database, or mend `ledger`") from error
+    finally:
+        engine.dispose()
+    return "answers"
+
+
+def _room(settings: Settings) -> str:
+    free = shutil.disk_usage(_existing(settings.home)).free >> 20
+    if free < settings.reserve_mib:
+        raise ConfigurationError(
+            f"only {free} MiB are free at home: every push would be refused (0xA700); make room, or lower reserve_mib"
+        )
+    return f"{free} MiB are free"
+
+
+def _broker_answers(settings: Settings) -> str:
+    if Bell(connect(settings)).time() is None:
+        raise Retry("does not answer: start it, or take `broker` out of the settings for an embedded one")
+    return "answers"
+
+
+def _model(settings: Settings) -> str:
+    """In a child: who answers people loads no model."""
+    if settings.bundle and not is_here(settings.bundle):
+        return "a name on the hub; the worker fetches it"
+    chosen = ("--bundle", settings.bundle) if settings.bundle else ()
+    child = (sys.executable, "-m", "labeler", "check", *chosen, "--device", settings.device)
+    try:
+        done = subprocess.run(child, capture_output=True, text=True, timeout=_LOADED, check=True)
+    except subprocess.TimeoutExpired as error:
+        raise Retry(f"not loaded within {_LOADED} s; try again") from error
+    except subprocess.CalledProcessError as error:
+        raise ConfigurationError(error.stderr.strip().rpartition("\n")[2] or f"exit code {error.returncode}") from error
+    return f"loads: {done.stdout.strip()}"
+
+
+def _echoed(settings: Settings, name: str) -> str:
+    with Caller(settings) as caller:
+        echo(settings.peer(name), caller)
+    return "answers"

@@ -1,0 +1,124 @@
+"""Settings that read well and cannot work: `config check` and `up` say which, why, and what mends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom_node.desk import check as looks
+from dicom_node.desk.check import Row, looked_at, must_work, table_of
+from dicom_node.errors import ConfigurationError
+from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import open_engine
+from dicom_node.settings import Settings
+from dicom_node.spool import Spool
+from labeler.bundle import MANIFEST
+from tests.certificates import Authority
+from tests.parts import told
+from tests.support import free_port
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it takes seconds; for tests of something else."""
+    monkeypatch.setattr(looks, "_model", lambda _: "")
+
+
+def check(home: Path, ask: bool = False, **settings: Any) -> dict[str, Row]:
+    return {row.what: row for row in looked_at(Settings(home=home, **{"reserve_mib": 1, **settings}), ask)}
+
+
+def test_defaults_are_well_and_leave_nothing_behind(tmp_path: Path) -> None:
+    seen = check(tmp_path / "home", ask=True)
+    assert all(row.well for row in seen.values())
+    assert seen["home"].state == f"will be made in {tmp_path}"
+    assert seen["bundle"].state.startswith("loads: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_home_that_cannot_be_one_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for home in (file, file / "below"):
+        assert f"{file} is a file, and a folder is wanted" in check(home)["home"].state
+        with pytest.raises(ConfigurationError, match="give it to the node's user, or set another `home`"):
+            Spool(home)
+    with pytest.raises(ConfigurationError, match="set another `home` or `ledger`"):
+        Ledger(f"sqlite:///{file / 'ledger.sqlite'}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody, not even root, writes there on Linux")
+@pytest.mark.usefixtures("no_model")
+def test_a_home_that_cannot_be_written_is_told() -> None:
+    home = check(Path("/proc/node"), reserve_mib=0)["home"]
+    assert not home.well
+    assert "/proc cannot be written" in home.state
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_reserve_that_the_disk_has_not_is_told(tmp_path: Path) -> None:
+    assert "every push would be refused (0xA700)" in check(tmp_path, reserve_mib=1 << 40)["reserve"].state
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_database_that_is_away_is_told(tmp_path: Path, postgresql: str) -> None:
+    away = f"postgresql://node:secret@127.0.0.1:{free_port()}/db"
+    ledger = check(tmp_path, ask=True, ledger=away)["ledger"]
+    assert not ledger.well
+    assert "start the database, or mend `ledger`" in ledger.state
+    assert "secret" not in told([table_of(iter([ledger]), None)[0]])
+    assert check(tmp_path, ask=True, ledger=postgresql)["ledger"].state == "answers"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_driver_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    ledger = "postgresql://node@127.0.0.1/db"
+    assert 'pip install "dicom-anatomy-node[postgresql]"' in check(tmp_path, ledger=ledger)["ledger"].state
+    with pytest.raises(ConfigurationError, match="needs psycopg"):
+        open_engine(ledger)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_certificates_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    hospital = Authority.founded(tmp_path / "hospital")
+    ours, other = hospital.issue("node"), hospital.issue("other")
+    assert check(tmp_path, tls=ours)["tls"].well
+    gone = ours.model_copy(update={"key": tmp_path / "gone.key"})
+    assert check(tmp_path, tls=gone)["tls"].state == f"[tls] key {tmp_path / 'gone.key'}: No such file or directory"
+    swapped = ours.model_copy(update={"key": other.key})
+    assert "the key is not this certificate's" in check(tmp_path, tls=swapped)["tls"].state
+    with pytest.raises(ConfigurationError, match="the key is not this certificate's"):
+        must_work(Settings(home=tmp_path, tls=swapped))
+
+
+def test_a_bundle_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    assert "no such folder" in check(tmp_path, bundle=str(tmp_path / "nobody"))["bundle"].state
+    assert check(tmp_path, bundle="openai/clip-vit-base-patch32")["bundle"].well
+    (tmp_path / MANIFEST).write_text("{}")
+    assert "not of format" in check(tmp_path, bundle=str(tmp_path))["bundle"].state
+
+
+def test_a_device_that_is_not_there_is_told(tmp_path: Path) -> None:
+    bundle = check(tmp_path, device="cuda:77")["bundle"]
+    assert not bundle.well
+    assert 'device = "cuda:77": PyTorch cannot use it (' in bundle.state
+    assert 'set it to "auto" or "cpu"' in bundle.state
+
+
+def test_what_is_wrong_is_shown_with_its_brackets_and_ends_the_command(tmp_path: Path) -> None:
+    config = tmp_path / "node.toml"
+    lost = "".join(f'{name} = "{tmp_path}/gone"\n' for name in ("certificate", "key", "ca"))
+    config.write_text(f'home = "{tmp_path}/home"\n[tls]\n{lost}')
+    for command in (["config", "check", "--no-echo"], ["up"], ["receive"]):
+        node = [sys.executable, "-m", "dicom_node", "--config", str(config), *command]
+        answer = subprocess.run(node, env={**os.environ, "COLUMNS": "300"}, capture_output=True, text=True, check=False)
+        assert answer.returncode == 1
+        assert f"[tls] certificate {tmp_path}/gone: No such file or directory" in answer.stdout + answer.stderr
+        assert "Traceback" not in answer.stderr
