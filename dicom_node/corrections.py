@@ -189,6 +189,7 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
         data_set = dcmread(instance.path)
         remark = hear(data_set, _reports_of(ledger), vocabulary())
         successor = _successor(ledger, instance, remark, data_set) if remark else None
+        holds = successor is not None and _can_hold(ledger, successor, data_set)
     except SQLAlchemyError:
         raise
     except Exception as error:  # whatever a hostile document makes the parser raise is the document's own
@@ -198,7 +199,7 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
     if not allowed:
         remedy = f'let [[peers]] "{instance.peer}" say so: may = ["push", "audit"]'
         return left_out(f"{remark.kind} not allowed", remedy)
-    ledger.enter_remark(remark, instance.path, successor)
+    ledger.enter_remark(remark, instance.path, successor, holds=holds)
     log.warning(remark.kind.value, report_uid=remark.report_uid, study_uid=remark.study_uid, changes=remark.changes)
     return []
 
@@ -218,6 +219,12 @@ def _successor(ledger: Ledger, instance: Instance, remark: Remark, data_set: Dat
     )
 
 
+def _can_hold(ledger: Ledger, correction: WrittenReport, data_set: Dataset) -> bool:
+    """Can it be upheld where more images have been reported on meanwhile? Not a text copy, nor when images are gone."""
+    images = (i for i in ledger.instances(correction.study_uid) if i.series_uid == correction.source_series_uid)
+    return word_of(data_set, vocabulary()) is not None and not any(image.absent for image in images)
+
+
 def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:
     def ours(uid: str) -> Dataset | None:
         row = ledger.issued.known_as(uid)
@@ -229,20 +236,28 @@ def _reports_of(ledger: Ledger) -> Callable[[str], Dataset | None]:
 # -- what was said holds ---------------------------------------------------------------------------------------------
 
 
-def words_on(ledger: Ledger, study_uid: str, series_uid: str, content: str) -> tuple[Word, ...]:
-    """What people have verified about images of a series, the oldest first.
-
-    A verified report on exactly this content is no such word: it is the series' report itself.
-    """
+def words_on(ledger: Ledger, study_uid: str, series_uid: str) -> tuple[Word, ...]:
+    """What people have verified about images of a series, the oldest first."""
     said = [remark for remark, _ in reversed(ledger.remarks(study_uid)) if remark.kind == RemarkKind.CORRECTION]
-    rows = [row for row in map(ledger.issued.report, (one.sop_instance_uid for one in said)) if row is not None]
-    other = [row for row in rows if row.source_series_uid == series_uid and row.content != content]
-    words = (word_of(dcmread(row.path), vocabulary()) for row in other if row.path.exists())
+    rows = (ledger.issued.report(remark.sop_instance_uid) for remark in said)
+    words = (_word(row) for row in rows if row is not None and row.source_series_uid == series_uid)
     return tuple(word for word in words if word is not None)
 
 
+def _word(row: WrittenReport) -> Word | None:
+    return word_of(dcmread(row.path), vocabulary()) if row.path.exists() else None
+
+
+def has_last_word(ledger: Ledger, series_uid: str, content: str) -> bool:
+    """Is a person's the series' report, on exactly this content? Then none of the machine's comes after it."""
+    current = ledger.issued.current(series_uid)
+    if current is None or current.content != content:
+        return False
+    return any(remark.sop_instance_uid == current.sop_instance_uid for remark, _ in ledger.remarks(current.study_uid))
+
+
 def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tuple[Predecessor, ...]:
-    """Those of a series' earlier reports, the oldest first, that none of them names as its own predecessor.
+    """Of a series' earlier reports, the oldest first: the last, and before it those that none names as a predecessor.
 
     There is more than one where a person corrected a report that late images had superseded meanwhile.
     """
@@ -257,7 +272,7 @@ def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tupl
     return tuple(
         Predecessor(row.sop_class_uid, row.sop_instance_uid, series.get(row.sop_instance_uid, ""))
         for row in reversed(earlier)
-        if row.sop_instance_uid not in named
+        if row is earlier[-1] or row.sop_instance_uid not in named
     )
 
 
@@ -285,14 +300,14 @@ def _told(changes: dict[str, dict[str, int]]) -> str:
 def export(ledger: Ledger, folder: Path) -> int:
     """Copy every corrected series with its verified report, in the layout that `training` reads as `hospital`.
 
-    Of several corrections the latest counts. Returns how many series were written. A series whose images have left the
-    spool is passed over and logged.
+    Of several corrections the latest that has labels to read counts. Returns how many series were written. A series
+    whose images have left the spool is passed over and logged.
     """
     seen: set[str] = set()
     written = 0
     for remark, _ in ledger.remarks():
         row = ledger.issued.report(remark.sop_instance_uid) if remark.kind == RemarkKind.CORRECTION else None
-        if row is None or row.source_series_uid in seen:
+        if row is None or row.source_series_uid in seen or _word(row) is None:
             continue
         seen.add(row.source_series_uid)
         images = [i for i in ledger.instances(row.study_uid) if i.series_uid == row.source_series_uid]

@@ -161,6 +161,8 @@ class Deliverer:
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
                 raise NotTaken(f"{peer.name} has not stored {rejected} under its own UID; there is nothing to reject")
             newer = self.ledger.issued.successor_of(rejected)
+            while newer and not self.ledger.deliveries.has(newer):  # a person's, which came from PACS
+                newer = self.ledger.issued.successor_of(newer)
             if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
                 raise NotYet(f"{peer.name} has not stored the report that supersedes {rejected} yet")
 

@@ -15,13 +15,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.corrections import listen, predecessors_among, rejections_beside, words_on
+from dicom_node.corrections import has_last_word, listen, predecessors_among, rejections_beside, words_on
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.leases import renewed
@@ -35,6 +35,7 @@ from dicom_node.reading import Reader, remembered
 from dicom_node.reports import report as reports
 from dicom_node.reports.gate import inspected, passed_sheet
 from dicom_node.reports.sheet import best_planes, sheet_of
+from dicom_node.reports.summary import summary_of
 from dicom_node.reports.word import Word, upheld
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
@@ -55,7 +56,7 @@ from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from labeler.label import Labeler
-    from labeler.result import Finding, SeriesLabels
+    from labeler.result import SeriesLabels
     from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
@@ -238,8 +239,8 @@ class Pipeline:
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):
-            return self._half(instances, content)
-        people = words_on(self.ledger, study_uid, series_uid, content)
+            return self._half(instances)
+        people = self._people(instances)
         answer, pictures, left_out = self._answer(instances, people, may_go_on)
         by_path = _by_path(instances)
         notes = [
@@ -270,24 +271,42 @@ class Pipeline:
         return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
 
     def _report_uid(self, instances: Sequence[Instance]) -> str:
-        first, content = instances[0], _content(instances)
-        people = words_on(self.ledger, first.study_uid, first.series_uid, content)
+        return self._uid_with(instances, self._people(instances))
+
+    def _uid_with(self, instances: Sequence[Instance], people: Sequence[Word]) -> str:
         upheld = (word.report_uid for word in people)
-        return report_uid(first.series_uid, content, self.labeler.info.fingerprint, *upheld)
+        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint, *upheld)
+
+    def _people(self, instances: Sequence[Instance]) -> tuple[Word, ...]:
+        """Whom the report on these images upholds: all who were heard; or, where the last word is on just these images,
+        those whom the report before it upheld, which may have to be made again."""
+        first = instances[0]
+        people = words_on(self.ledger, first.study_uid, first.series_uid)
+        if not people or not has_last_word(self.ledger, first.series_uid, _content(instances)):
+            return people
+        earlier = (people[:count] for count in range(len(people), -1, -1))
+        return next((some for some in earlier if self.ledger.issued.report(self._uid_with(instances, some))), people)
 
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
         uid = self._report_uid(instances)
         report, sheet = self.ledger.issued.report(uid), self.ledger.issued.sheet(sheet_uid(uid))
+        if report is None and has_last_word(self.ledger, instances[0].series_uid, _content(instances)):
+            return self._reported_on(instances)  # by another model, and since then by a person
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
 
-    def _half(self, instances: Sequence[Instance], content: str) -> tuple[list[WrittenReport], list[NotLabelled]]:
+    def _reported_on(self, instances: Sequence[Instance]) -> list[WrittenReport]:
+        """The first report on exactly these images, by whatever model."""
+        wanted = instances[0].series_uid, _content(instances)
+        reports = self.ledger.issued.of_study(instances[0].study_uid)
+        return [one for one in reports if (one.source_series_uid, one.content) == wanted][:1]
+
+    def _half(self, instances: Sequence[Instance]) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """A series of which files have left the spool: the report on exactly these images, if there is one, stays."""
+        if reported := self._reported_on(instances):
+            return reported, []
         series_uid, study_uid = instances[0].series_uid, instances[0].study_uid
-        for report in self.ledger.issued.of_study(study_uid):
-            if (report.source_series_uid, report.content) == (series_uid, content):
-                return [report], []
         gone = sum(bool(instance.absent) for instance in instances)
         told = f"{gone} of {len(instances)} images are gone; push the whole series again"
         log.error(f"not labelled: {FILES_GONE}", study_uid=study_uid, series_uid=series_uid, remedy=told)
@@ -355,37 +374,6 @@ def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:
     for instance in instances:
         groups[instance.series_uid].append(instance)
     return [groups[uid] for uid in sorted(groups)]
-
-
-def summary_of(answer: SeriesLabels, context: reports.Context) -> dict[str, Any]:
-    """What `dicom-node status` and the demo show of a report; images by the numbers that people know."""
-    return {
-        "modality": answer.modality,
-        "plane": answer.plane,
-        "images": len(answer.slices),
-        "not_labelled": len(answer.skipped),
-        "stations": list(answer.stations),
-        "organs": list(answer.organs),
-        "findings": [_finding(finding, answer) for finding in answer.findings],
-        **reports.comparison_of(answer, context).summary(),
-        "bundle": f"{answer.bundle.name} {answer.bundle.version}",
-    }
-
-
-def _finding(finding: Finding, answer: SeriesLabels) -> dict[str, Any]:
-    said = finding.name in answer.by_person
-    return {
-        "name": finding.name,
-        "kind": finding.kind,
-        "images": [[_shown(answer, first), _shown(answer, last)] for first, last in finding.ranges],
-        "best": _shown(answer, finding.best),
-        "certainty": None if said else finding.certainty,
-        "mean_certainty": None if said else finding.mean_certainty,
-    }
-
-
-def _shown(answer: SeriesLabels, position: int) -> int:
-    return answer.slices[position].source.shown_number
 
 
 def open_pipeline(settings: Settings) -> Pipeline:

@@ -198,7 +198,7 @@ class WrittenReport:
     content: str
     path: Path
     predecessor: str | None
-    #: What the report says, for people who ask the node instead of PACS (JSON, `pipeline.summary_of`).
+    #: What the report says, for people who ask the node instead of PACS (JSON, `reports.summary`).
     summary: str = ""
     kind: Kind = Kind.REPORT
 

@@ -109,9 +109,11 @@ class Caller:
                 tls_args=(context, peer.host) if context else None,
                 evt_handlers=handlers,
             )
-        except OSError as error:  # no such name, or no name server: pynetdicom looks it up unguarded
+        except socket.gaierror as error:  # no such name, or no name server: pynetdicom looks it up unguarded
             told = f'{error.strerror or error}; check host in [[peers]] "{peer.name}" and the name server'
             raise Retry(f"{at(peer)} cannot be looked up: {told}") from error
+        except OSError as error:
+            raise Retry(f"{at(peer)} cannot be called: {error.strerror or error}") from error
         if not association.is_established:
             _raise_why(association, peer, contexts[0][0], context)
         return association

@@ -121,7 +121,8 @@ def _begin(cursor: Any, deadline: float) -> None:
             cursor.execute("begin immediate")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the rest tells what it is busy with
+            if not busy or time.monotonic() > deadline:
                 raise
         time.sleep(pause)
         pause = min(pause * 1.5, _AT_THE_LATEST)

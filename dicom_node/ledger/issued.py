@@ -113,6 +113,11 @@ def _supersede(connection: Connection, earlier: str, newer: str) -> str:
     """Let a report, and the sheet to it, be superseded; returns what had superseded it before, if that is another."""
     key = and_(report.c.sop_instance_uid.in_([earlier, sheet_uid(earlier)]), report.c.superseded_by == "")
     connection.execute(update(report).where(key).values(superseded_by=newer))
+    return overtaken_by(connection, earlier, newer)
+
+
+def overtaken_by(connection: Connection, earlier: str, newer: str) -> str:
+    """What has superseded a report, if that is another than `newer`."""
     found = select(report.c.superseded_by).where(report.c.sop_instance_uid == earlier)
     first = str(connection.execute(found).scalar() or "")
     return "" if first == newer else first

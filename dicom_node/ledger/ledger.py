@@ -18,7 +18,7 @@ from dicom_node.errors import Superseded
 from dicom_node.ledger.arrivals import Arrivals
 from dicom_node.ledger.deliveries import Deliveries, states_of
 from dicom_node.ledger.holdings import Holdings
-from dicom_node.ledger.issued import Issued
+from dicom_node.ledger.issued import Issued, overtaken_by
 from dicom_node.ledger.migrations import bring_up
 from dicom_node.ledger.performed import Performed
 from dicom_node.ledger.pulses import Pulses
@@ -286,12 +286,14 @@ class Ledger:
         rejections: Iterable[WrittenReport] = (),
         rejections_to: Sequence[str] = (),
         alone: bool = False,
+        holds: bool = True,
     ) -> None:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries.
 
         Args:
             rejections: the notes on what it supersedes, where somebody gets them.
-            alone: it is entered only where nothing else has superseded its predecessor; otherwise it comes last.
+            alone: it is entered only where nothing else has superseded its predecessor.
+            holds: else it comes last, for what follows to uphold; False: it is a remark only, and no report.
         Raises:
             Superseded: something has; nothing is written.
         """
@@ -299,16 +301,30 @@ class Ledger:
         with self.engine.begin() as connection:
             lock_study(connection, said.study_uid)
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
-            rival = "" if successor is None else self.issued.enter(connection, successor, destinations)
-            if rival and alone:
-                raise Superseded(f"{said.report_uid} has been superseded meanwhile; amend {rival}")
-            if rival:
-                self.issued.put_last(connection, said.sop_instance_uid, rival)
+            if successor is not None:
+                self._enter_correction(connection, said, successor, destinations, alone, holds)
             for rejection in rejections:
                 self.issued.enter(connection, rejection, rejections_to)
             if destinations:
                 done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))
                 connection.execute(update(study).where(done).values(state=State.REPORTED))
+
+    def _enter_correction(
+        self,
+        connection: Connection,
+        said: Remark,
+        successor: WrittenReport,
+        destinations: Sequence[str],
+        alone: bool,
+        holds: bool,
+    ) -> None:
+        rival = overtaken_by(connection, said.report_uid, successor.sop_instance_uid)
+        if rival and alone:
+            raise Superseded(f"{said.report_uid} has been superseded meanwhile; amend {rival}")
+        if rival and not holds:
+            return
+        self.issued.enter(connection, successor, destinations)
+        self.issued.put_last(connection, successor.sop_instance_uid, rival)
 
     def has_heard(self, sop_instance_uid: str) -> bool:
         """Has this object been taken as a remark, or is it one of ours that comes back?"""

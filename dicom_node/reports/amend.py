@@ -26,7 +26,7 @@ from pydicom.valuerep import DT
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
-from dicom_node.reports.header import compare
+from dicom_node.reports.header import character_set, compare
 from dicom_node.reports.word import Verifier, observer_of
 from dicom_node.uids import derived
 from labeler.aggregate import findings
@@ -106,9 +106,10 @@ def parse_verifier(name: str, organization: str) -> Verifier:
     """
     name, organization = name.strip(), organization.strip()
     told = 'write who answers for the correction, as --by "Family^Given" --organization "General Hospital"'
-    for value, most in ((name, 5), (organization, 1)):
-        plain = value.isprintable() and "\\" not in value and len(value) <= 64
-        if not value.strip("^= ") or not plain or len(value.split("^")) > most or "=" in value:
+    groups = name.split("=")
+    too_long = len(groups) > 3 or any(len(group) > 64 or group.count("^") > 4 for group in groups)
+    for value, bad in ((name, too_long), (organization, len(organization) > 64)):
+        if bad or not value.strip("^= ") or not value.isprintable() or "\\" in value:
             raise ConfigurationError(f"{value[:64]!r} names nobody: {told}")
     return Verifier(name, organization)
 
@@ -137,6 +138,9 @@ def amended(
     if before == after:
         raise ConfigurationError(f"nothing would change: {'; '.join(map(str, changes))}")
     made = deepcopy(report)
+    if not by.spelled_in(character_set(made)):
+        made.decode()
+        made.SpecificCharacterSet = "ISO_IR 192"
     uid = derived("amended", str(report.SOPInstanceUID), *map(str, changes), by.name, when.isoformat())
     _supersede(made, report, uid, when)
     _verify(made, by, when)
@@ -160,11 +164,10 @@ def _slice(source: Source, said: ReportedLabels, words: Vocabulary) -> SliceLabe
 def _check_ranges(changes: Sequence[Change], numbers: Sequence[int]) -> None:
     lowest, highest = min(numbers), max(numbers)
     for change in changes:
-        if (
-            change.first is not None
-            and change.last is not None
-            and not lowest <= change.first <= change.last <= highest
-        ):
+        if change.first is None or change.last is None:
+            continue
+        within = lowest <= change.first <= change.last <= highest
+        if not within or not any(change.touches(number) for number in numbers):
             there = f"the report's images are numbered {lowest} to {highest} (Instance Number)"
             raise ConfigurationError(f"{change.label}:{change.first}-{change.last}: {there}")
 

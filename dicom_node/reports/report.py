@@ -34,7 +34,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node import __version__
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
 from dicom_node.reports.header import Agreement, Comparison, character_set, compare, safe_header
-from dicom_node.reports.word import Word, observer_of, told_of
+from dicom_node.reports.word import Word, kept_by, observer_of, told_of
 from dicom_node.uids import derived, report_series_uid, report_uid
 from labeler.result import BundleInfo, SeriesLabels
 from labeler.slices import Source
@@ -117,7 +117,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
         previous_versions=_previous(context, header),
         contributing_equipment=[_equipment(answer.bundle, context.finished)],
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        specific_character_set=character_set(context.header),
+        specific_character_set=_character_set(context),
         content_qualification="RESEARCH",
     )
     report.ContentSequence = content.ContentSequence
@@ -144,6 +144,12 @@ def comparison_of(answer: SeriesLabels, context: Context) -> Comparison:
 
 
 # -- header --------------------------------------------------------------------------------------------------------
+
+
+def _character_set(context: Context) -> str:
+    """The source's, but where a person's name cannot be written in it."""
+    own = character_set(context.header)
+    return own if all(word.by.spelled_in(own) for word in context.upheld) else "ISO_IR 192"
 
 
 def _evidence(answer: SeriesLabels, header: Dataset) -> list[Dataset]:
@@ -215,7 +221,7 @@ def _settle(report: Dataset, context: Context) -> None:
 def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset:
     """TID 1500 root with TID 1501 groups, the algorithm once (TID 4019), and Qualitative Evaluations."""
     words = vocabulary()
-    bundle = answer.bundle
+    bundle, kept = answer.bundle, kept_by(answer, context.upheld)
     device = DeviceObserverIdentifyingAttributes(
         uid=_device_uid(bundle),
         name=bundle.name,
@@ -238,7 +244,7 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
     root.ContentSequence = ContentSequence(
         [
             *LanguageOfContentItemAndDescendants(_ENGLISH),
-            *(observer_of(context.upheld[-1].by) if context.upheld else ()),
+            *(observer_of(kept[-1][0].by) if kept else ()),
             *ObservationContext(observer_device_context=observer),
             procedure,
             measurements,
@@ -278,7 +284,10 @@ def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> C
     items = [CodeContentItem(_TARGET_REGION, coded(code), relationship_type=_CONTAINS) for code in regions]
     text = "\r\n".join(_summary_lines(answer, context, words))
     summary = TextContentItem(codes.DCM.Summary, text, relationship_type=_CONTAINS)
-    remarks = [TextContentItem(_COMMENT, told, relationship_type=_CONTAINS) for told in told_of(context.upheld)]
+    remarks = [
+        TextContentItem(_COMMENT, told, relationship_type=_CONTAINS)
+        for told in told_of(kept_by(answer, context.upheld))
+    ]
     box.ContentSequence = ContentSequence([*items, summary, *remarks])
     return box
 

@@ -8,12 +8,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydicom.dataset import Dataset
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from dicom_node.demo.archive import Archive
 from dicom_node.ledger import Ledger
+from dicom_node.study import Delivery
+from tests.factories import a_series
 from tests.parts import Bench
+from tests.remarks import ALL, IMAGES
 from tests.support import missing
 
 POSTGRESQL = os.environ.get("TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres")
@@ -75,3 +79,22 @@ def ledger(database: str, clock: SetClock) -> Iterator[Ledger]:
     made = Ledger(database, clock)
     yield made
     made.engine.dispose()
+
+
+@pytest.fixture
+def study(bench: Bench) -> str:
+    """A study whose report is in the archive."""
+    uid = bench.take(a_series("torso", IMAGES, name="remarks"))
+    bench.label(uid)
+    assert bench.deliver(uid) == [Delivery.SENT]
+    return uid
+
+
+@pytest.fixture
+def growing(bench: Bench) -> tuple[str, list[Dataset]]:
+    """A study whose report is in the archive, and the images that will come late."""
+    images = a_series("torso", ALL, name="remarks")
+    uid = bench.take(images[:IMAGES])
+    bench.label(uid)
+    assert bench.deliver(uid) == [Delivery.SENT]
+    return uid, images[IMAGES:]

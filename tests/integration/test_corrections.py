@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from highdicom.sr import CodedConcept
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import BasicTextSRStorage
 
@@ -19,53 +16,16 @@ from dicom_node.corrections import _revised, amend, export, shown
 from dicom_node.demo.archive import Archive
 from dicom_node.errors import ConfigurationError, Quarantine, Superseded
 from dicom_node.reports.amend import Amendment, Change
-from dicom_node.reports.audit import predecessors_of
 from dicom_node.reports.rendition import rendition
 from dicom_node.reports.report import encode
-from dicom_node.reports.word import Verifier
-from dicom_node.study import Delivery, RemarkKind, State, WrittenReport
+from dicom_node.study import Delivery, RemarkKind, State
 from labeler.preprocess import PreprocessSpec
-from labeler.sr import read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_dispute, a_series
 from tests.parts import Bench, told
-from tests.support import errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed
+from tests.remarks import IMAGES, WHEN, WHO, a_label_of, corrected, heard, the_report
+from tests.support import errors_of_dciodvfy, errors_of_dsrdump
 from training.hospital import read_hospital
-
-WHO = Verifier("Doe^Jane", "General Hospital")
-WHEN = datetime(2026, 5, 4, 10, 30, tzinfo=UTC)
-IMAGES = 6
-
-
-@pytest.fixture
-def study(bench: Bench) -> str:
-    """A study whose report is in the archive."""
-    uid = bench.take(a_series("torso", IMAGES, name="remarks"))
-    bench.label(uid)
-    assert bench.deliver(uid) == [Delivery.SENT]
-    return uid
-
-
-def the_report(bench: Bench, study: str) -> WrittenReport:
-    return bench.ledger.issued.of_study(study)[0]
-
-
-def a_label_of(bench: Bench, study: str) -> str:
-    """An organ that the report names on some image."""
-    found: list[str] = json.loads(the_report(bench, study).summary)["organs"]
-    return found[0]
-
-
-def corrected(bench: Bench, study: str, *changes: Change) -> WrittenReport:
-    report = the_report(bench, study)
-    said = Amendment(changes, WHO, WHEN, "seen")
-    return amend(bench.settings, bench.ledger, bench.spool, report.sop_instance_uid, said)
-
-
-def heard(bench: Bench, study: str, said: Dataset, peer: str = "review") -> State | None:
-    bench.take([said], peer=peer)
-    bench.clock.now += 60
-    return bench.label(study)
 
 
 def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Archive, study: str) -> None:
@@ -209,115 +169,6 @@ def test_a_correction_made_elsewhere_supersedes_and_its_changes_are_counted(
     assert current.sop_instance_uid == str(theirs.SOPInstanceUID)
     assert label not in json.loads(current.summary)["organs"]
     assert bench.deliver(study) == [None, None], "PACS sent it; it is not sent back"
-
-
-def made_elsewhere(study: str, tmp_path: Path, *changes: Change) -> Dataset:
-    """A workstation's verified successor of the report on the study's first images."""
-    elsewhere = Bench(tmp_path / "elsewhere", 1)
-    elsewhere.label(elsewhere.take(a_series("torso", IMAGES + 2, name="remarks")[:IMAGES]))
-    theirs = dcmread(corrected(elsewhere, study, *changes).path)
-    elsewhere.ledger.engine.dispose()
-    return theirs
-
-
-def labels_of(report: WrittenReport) -> list[frozenset[str]]:
-    said = read_report(dcmread(report.path), vocabulary())
-    assert said is not None
-    return said.by_image()
-
-
-@pytest.fixture
-def growing(bench: Bench) -> tuple[str, list[Dataset]]:
-    """A study whose report is in the archive, and the images that will come late."""
-    images = a_series("torso", IMAGES + 2, name="remarks")
-    uid = bench.take(images[:IMAGES])
-    bench.label(uid)
-    assert bench.deliver(uid) == [Delivery.SENT]
-    return uid, images[IMAGES:]
-
-
-def grown(bench: Bench, late: list[Dataset], peer: str = "ct1") -> WrittenReport:
-    """The one report that stands when late objects have been worked on."""
-    bench.clock.now += 60
-    uid = bench.take(late, peer=peer)
-    bench.clock.now += 60
-    bench.label(uid)
-    series = bench.ledger.issued.of_study(uid)[0].source_series_uid
-    (standing,) = [
-        r for r in bench.ledger.issued.of_study(uid) if not bench.ledger.issued.successor_of(r.sop_instance_uid)
-    ]
-    assert bench.ledger.issued.current(series) == standing
-    return standing
-
-
-def named_by(report: WrittenReport) -> list[str]:
-    return list(predecessors_of(dcmread(report.path)))
-
-
-def test_a_person_s_word_holds_when_more_images_come(
-    bench: Bench, archive: Archive, growing: tuple[str, list[Dataset]]
-) -> None:
-    study, late = growing
-    label = a_label_of(bench, study)
-    verified = corrected(bench, study, Change(label, False), Change("urinary_bladder", True, 1, 2))
-    newest = grown(bench, late)
-    assert named_by(newest) == [verified.sop_instance_uid]
-    assert labels_of(newest)[:IMAGES] == labels_of(verified)
-    assert any(labels_of(newest)[IMAGES:]), "the late images have the model's labels"
-    report = dcmread(newest.path)
-    assert report.VerificationFlag == "UNVERIFIED"
-    text = "\n".join(str(e.value) for e in report.iterall() if e.keyword == "TextValue")
-    assert f"{IMAGES} images keep their labels as verified by {WHO.name}" in text
-    assert any(re.match("Urinary bladder: .*said by a person", line) for line in text.splitlines())
-    assert errors_of_dciodvfy(newest.path) + errors_of_dsrdump(newest.path) + errors_of_pixelmed(newest.path) == []
-    bench.deliver_all()
-    assert archive.reports_per_series() == {newest.source_series_uid: 1}
-
-
-def test_the_same_images_again_bring_the_same_report(bench: Bench, growing: tuple[str, list[Dataset]]) -> None:
-    study, late = growing
-    corrected(bench, study, Change(a_label_of(bench, study), False))
-    newest = grown(bench, late)
-    before, count = newest.path.read_bytes(), len(bench.ledger.issued.of_study(study))
-    newest.path.unlink()
-    assert bench.ledger.holdings.make_again(study)
-    bench.label(study)
-    assert newest.path.read_bytes() == before
-    assert len(bench.ledger.issued.of_study(study)) == count
-
-
-def test_a_correction_heard_after_late_images_is_upheld_and_leaves_one_report(
-    bench: Bench, growing: tuple[str, list[Dataset]], tmp_path: Path
-) -> None:
-    study, late = growing
-    first, label = the_report(bench, study), a_label_of(bench, study)
-    second = grown(bench, late)
-    theirs = made_elsewhere(study, tmp_path, Change(label, False))
-    theirs.SeriesInstanceUID = "1.2.3.4"
-    third = grown(bench, [theirs], "review")
-    assert second.sop_instance_uid in named_by(third)
-    assert str(theirs.SOPInstanceUID) in named_by(third)
-    assert first.sop_instance_uid not in named_by(third), "both of these name it"
-    assert all(label not in labels for labels in labels_of(third)[:IMAGES])
-    series = dcmread(third.path).PredecessorDocumentsSequence[0].ReferencedSeriesSequence
-    assert "1.2.3.4" in {str(one.SeriesInstanceUID) for one in series}
-    assert errors_of_dciodvfy(third.path) + errors_of_dsrdump(third.path) + errors_of_pixelmed(third.path) == []
-
-
-def test_what_stands_on_a_person_s_word_can_be_corrected_and_is_exported(
-    bench: Bench, growing: tuple[str, list[Dataset]], tmp_path: Path
-) -> None:
-    study, late = growing
-    corrected(bench, study, Change(a_label_of(bench, study), False))
-    newest = grown(bench, late)
-    assert export(bench.ledger, tmp_path / "one") == 1, "the word holds for its images"
-    said = Amendment([Change("urinary_bladder", True, 8, 8)], Verifier("Roe^Richard", "General Hospital"), WHEN)
-    last = amend(bench.settings, bench.ledger, bench.spool, newest.sop_instance_uid, said)
-    assert "urinary_bladder" in labels_of(last)[7]
-    assert dcmread(last.path).VerificationFlag == "VERIFIED"
-    assert errors_of_dciodvfy(last.path) + errors_of_dsrdump(last.path) + errors_of_pixelmed(last.path) == []
-    assert export(bench.ledger, tmp_path / "two") == 1
-    assert [path.name for path in (tmp_path / "two").rglob(f"{last.sop_instance_uid}.dcm")]
 
 
 def test_whoever_may_not_audit_is_named_and_changes_nothing(bench: Bench, study: str) -> None:
