@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from highdicom.sr import ContentItem, ObserverContext, PersonObserverIdentifyingAttributes
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 
 from labeler.aggregate import findings
@@ -60,8 +61,9 @@ def word_of(report: Dataset, words: Vocabulary) -> Word | None:
 
 
 def _tidy(value: object) -> str:
-    """What a report of ours may repeat of what another system wrote."""
-    return "".join(c for c in str(value or "") if c.isprintable() and c != "\\").strip()[:64]
+    """What a report of ours may repeat of what another system wrote; of several values the first."""
+    text = str((value[0] if isinstance(value, MultiValue) else value) or "")
+    return "".join(c for c in text if c.isprintable() and c != "\\").strip()[:64]
 
 
 def word_on(uid: str, people: Sequence[Word]) -> Word | None:
