@@ -131,7 +131,7 @@ def test_what_stands_on_a_person_s_word_can_be_corrected_and_is_exported(
 def test_another_model_does_not_supersede_a_person(bench: Bench, growing: Growing) -> None:
     study, _ = growing
     verified = corrected(bench, study, Change(a_label_of(bench, study), False))
-    bench.pipeline._labeler = AnotherModel(bench.labeler)
+    bench.pipeline.model.loaded = AnotherModel(bench.labeler)
     heard(bench, study, a_dispute(dcmread(verified.path), "again", codes.DCM.QualityIssue))
     current = bench.ledger.issued.current(verified.source_series_uid)
     assert current is not None
@@ -141,7 +141,7 @@ def test_another_model_does_not_supersede_a_person(bench: Bench, growing: Growin
 def test_a_correction_is_not_superseded_by_what_hears_it(bench: Bench, growing: Growing, tmp_path: Path) -> None:
     study, _ = growing
     theirs = made_elsewhere(study, tmp_path, Change(a_label_of(bench, study), False))
-    bench.pipeline._labeler = AnotherModel(bench.labeler)
+    bench.pipeline.model.loaded = AnotherModel(bench.labeler)
     assert grown(bench, [theirs], "review").sop_instance_uid == str(theirs.SOPInstanceUID)
 
 
