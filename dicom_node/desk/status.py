@@ -128,15 +128,13 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[RenderableType]:
     if steps := ledger.performed.steps(study_uid):
         said = [(step.sop_instance_uid, step.peer, step.status.value, len(step.images)) for step in steps]
         yield table("Performed steps", ("step", "from", "status", "images named"), said)
-    written = ledger.issued.of_study(study_uid)
-    reports = [_report_row(item, not ledger.issued.successor_of(item.sop_instance_uid)) for item in written]
-    yield listed("Reports", ("report", "stands", "modality", "images", "stations", "header"), reports)
+    remarks = ledger.remarks(study_uid)
+    yield _reports(ledger, study_uid, {remark.sop_instance_uid: remark.said_by for remark, _ in remarks})
     wanted = delivery.c.study_uid == study_uid
     columns = (delivery.c.report_uid, delivery.c.destination, delivery.c.state, delivery.c.attempts, delivery.c.detail)
     yield listed(
         "Deliveries", ("report", "to", "state", "attempts", "answer"), ledger.rows(select(*columns).where(wanted))
     )
-    remarks = ledger.remarks(study_uid)
     if remarks:
         yield shown(remarks)
     notes = select(not_labelled.c.sop_instance_uid, not_labelled.c.reason, not_labelled.c.detail)
@@ -145,13 +143,21 @@ def story(ledger: Ledger, study_uid: str) -> Iterator[RenderableType]:
         yield table("Images without labels", ("instance", "reason", "detail"), left_out)
 
 
-def _report_row(item: WrittenReport, current: bool) -> tuple[Any, ...]:
+def _reports(ledger: Ledger, study_uid: str, verified: Mapping[str, str]) -> RenderableType:
+    """A study's reports, the oldest first; `verified`: by whom, where somebody has."""
+    rows = []
+    for item in ledger.issued.of_study(study_uid):
+        stands = "superseded" if ledger.issued.successor_of(item.sop_instance_uid) else "current"
+        by = f", verified by {verified[item.sop_instance_uid]}" if item.sop_instance_uid in verified else ""
+        rows.append((item.sop_instance_uid, stands + by, *_said_of(item)))
+    return listed("Reports", ("report", "stands", "modality", "images", "stations", "header"), rows)
+
+
+def _said_of(item: WrittenReport) -> tuple[Any, ...]:
     summary = json.loads(item.summary or "{}")
     header = summary.get("header", {})
     told = f"{header.get('claimed') or '(empty)'}: {header.get('agreement', '')}"
     return (
-        item.sop_instance_uid,
-        "current" if current else "superseded",
         summary.get("modality"),
         summary.get("images"),
         ", ".join(summary.get("stations", [])),

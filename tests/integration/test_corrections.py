@@ -14,6 +14,7 @@ from pydicom.uid import BasicTextSRStorage
 
 from dicom_node.corrections import _revised, amend, export, shown
 from dicom_node.demo.archive import Archive
+from dicom_node.desk.status import story
 from dicom_node.errors import ConfigurationError, Quarantine, Superseded
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.rendition import rendition
@@ -43,6 +44,7 @@ def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Ar
     assert row is not None
     assert row.state == State.SENT
     assert f"removed {label}" in told([shown(bench.ledger.remarks())])
+    assert f"current, verified by {WHO.name}" in told(story(bench.ledger, study))
     assert label not in json.loads(bench.ledger.issued.of_study(study)[-1].summary)["organs"]
 
 
