@@ -56,7 +56,7 @@ def page(study: str) -> Iterator[Page]:
         opened.goto(study)
         opened.wait_for_selector('[data-cy="study-browser-thumbnail-no-image"]', timeout=120_000)
         opened.wait_for_selector(".shepherd-element", timeout=60_000)
-        eventually(lambda: has_sent_the_guide_away(opened), 30)
+        eventually(lambda: has_sent_the_guide_away(opened), 90)
         eventually(lambda: (shown(opened) > 60).mean() > 0.1, 60)  # the first image stands
         yield opened
         browser.close()
