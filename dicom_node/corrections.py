@@ -13,6 +13,7 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -287,7 +288,7 @@ def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:
     for remark, at in remarks:
         told = _told(json.loads(remark.changes)) or remark.note
         day = datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "minutes")
-        table.add_row(day, remark.kind, remark.said_by, remark.report_uid, told)
+        table.add_row(day, remark.kind, escape(remark.said_by), remark.report_uid, escape(told))
     return table
 
 

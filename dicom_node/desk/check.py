@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
 from dicom_node.association.tls import server_context
+from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine
 from dicom_node.send import echo
@@ -74,15 +75,10 @@ def must_work(settings: Settings) -> None:
 
 def table_of(rows: Iterator[Row], config: Path | None) -> tuple[Table, bool]:
     """What was looked at in words, and whether all is well."""
-    table = Table(title=f"Settings from {config or 'the defaults and the environment'}", title_justify="left")
-    for column in ("what", "setting", "state"):
-        table.add_column(column, overflow="fold")
-    healthy = True
-    for row in rows:
-        healthy &= row.well
-        state = escape(row.state)
-        table.add_row(row.what, escape(row.setting), state if row.well else f"[red]{state}[/red]")
-    return table, healthy
+    seen = list(rows)
+    cells = ((row.what, row.setting, Text(row.state, "" if row.well else "red")) for row in seen)
+    made = table(f"Settings from {config or 'the defaults and the environment'}", ("what", "setting", "state"), cells)
+    return made, all(row.well for row in seen)
 
 
 def _own(settings: Settings) -> Iterator[Row]:

@@ -8,6 +8,7 @@ then slab groups, one per run of consecutive images with the same labels, which 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -248,7 +249,7 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
             *ObservationContext(observer_device_context=observer),
             procedure,
             measurements,
-            _qualitative(answer, context, words),
+            _qualitative(answer, context, words, kept),
         ]
     )
     separate(root)
@@ -276,7 +277,9 @@ def _parameters(bundle: BundleInfo) -> list[str]:
     return [f"{key}={value}" for key, value in {**common, "threshold": threshold}.items()]
 
 
-def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> ContainerContentItem:
+def _qualitative(
+    answer: SeriesLabels, context: Context, words: Vocabulary, kept: Sequence[tuple[Word, int]]
+) -> ContainerContentItem:
     """TID 1500 Qualitative Evaluations: the series' station as a code, and a summary that people can read."""
     box = ContainerContentItem(_QUALITATIVE, relationship_type=_CONTAINS)
     region = words.region(answer.stations) if answer.stations else None
@@ -284,10 +287,7 @@ def _qualitative(answer: SeriesLabels, context: Context, words: Vocabulary) -> C
     items = [CodeContentItem(_TARGET_REGION, coded(code), relationship_type=_CONTAINS) for code in regions]
     text = "\r\n".join(_summary_lines(answer, context, words))
     summary = TextContentItem(codes.DCM.Summary, text, relationship_type=_CONTAINS)
-    remarks = [
-        TextContentItem(_COMMENT, told, relationship_type=_CONTAINS)
-        for told in told_of(kept_by(answer, context.upheld))
-    ]
+    remarks = [TextContentItem(_COMMENT, told, relationship_type=_CONTAINS) for told in told_of(kept)]
     box.ContentSequence = ContentSequence([*items, summary, *remarks])
     return box
 

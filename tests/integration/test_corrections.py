@@ -136,6 +136,12 @@ def test_a_dispute_is_heard_and_the_report_stays(bench: Bench, study: str, title
     assert len(bench.ledger.issued.of_study(study)) == 1
 
 
+def test_a_bracket_in_a_remark_is_shown_as_it_is(bench: Bench, study: str) -> None:
+    report = dcmread(the_report(bench, study).path)
+    heard(bench, study, a_dispute(report, "see [/x] and [bold]", codes.DCM.QualityIssue))
+    assert "see [/x] and [bold]" in told([shown(bench.ledger.remarks())])
+
+
 def test_a_document_beyond_reading_does_not_keep_its_study_from_being_labelled(bench: Bench) -> None:
     images = a_series("torso", IMAGES, name="poison")
     broken = a_dispute(images[0], "broken", codes.DCM.QualityIssue)
