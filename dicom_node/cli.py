@@ -120,7 +120,9 @@ def up() -> None:
 
 @app.command()
 @explained
-def receive() -> None:
+def receive(
+    number: Annotated[int, typer.Option(min=1, help="Which one this is, where `receivers` share the port.")] = 1,
+) -> None:
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
@@ -134,7 +136,7 @@ def receive() -> None:
     ledger = Ledger(wanted.ledger_url)
     receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    signs = Signs(ledger, "receive", wanted.sign_seconds)
+    signs = Signs(ledger, "receive" if number == 1 else f"receive-{number}", wanted.sign_seconds)
     signs.until(stop, "listening")
     receiver.stop()
     signs.leave()

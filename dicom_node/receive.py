@@ -123,7 +123,7 @@ class Receiver:
             "door": self,
             "room": WaitingRoom(),
             "patience": settings.request_timeout,
-            "shared": settings.receivers > 1,
+            "shared": (settings.receivers or 1) > 1,
         }
         ports = [(settings.port, None), *([(tls.port, Renewed(tls))] if tls else [])]
         for port, certificates in ports:

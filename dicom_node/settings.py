@@ -222,8 +222,8 @@ class Settings(BaseSettings):
     durability: Durability = "each"
     #: Largest object that is taken, MiB; a peer that sends more is cut off.
     instance_limit_mib: Annotated[int, Field(ge=1)] = 4096
-    #: Receiver processes behind the one port, for machines with cores to spare; started by `dicom-node up`.
-    receivers: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Receiver processes behind the one port; unset: `dicom-node up` starts two where there are two processors.
+    receivers: Annotated[int, Field(ge=1, le=64)] | None = None
     #: Receive C-STORE past pynetdicom's data sets: less work, and memory that is flat in the size of objects.
     #: False: all by pynetdicom, should an update of it ever break our way.
     fast_path: bool = True

@@ -148,8 +148,6 @@ class StudyRow:
     prepared_at: float = 0.0
 
 
-#: The parts of a node, by the names that `dicom-node up` gives them.
-PARTS = ("receive", "watch", "label", "deliver")
 #: Begins the sign of a worker that lives and can do nothing.
 UNFIT = "cannot load the model:"
 

@@ -6,6 +6,7 @@ A backlog is told by time: what waits, and since when. Clocks are compared where
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,7 @@ _MAKE_ROOM = (
     "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay"
 )
 _NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
-#: The parts of a node (`study.PARTS`), and the commands that they are.
+#: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.
 _COMMANDS = {
     "receive": "receive",
     "watch": "watch",
@@ -77,7 +78,7 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
 
 def missing(processes: Iterable[str]) -> list[str]:
     """Parts of a node that none of these processes is; a worker of another name is taken to work for both queues."""
-    names = {process.partition("@")[0] for process in processes}
+    names = {re.sub(r"-\d+$", "", process.partition("@")[0]) for process in processes}
     there = names | ({"label", "deliver"} if names - set(_COMMANDS) else set())
     return [kind for kind in _COMMANDS if kind not in there]
 

@@ -19,7 +19,7 @@ from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.processes.supervise import Program, Supervisor
 from dicom_node.settings import CONFIG_VARIABLE, Settings
-from dicom_node.study import PARTS, Pulse
+from dicom_node.study import Pulse
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell, connect
 
 log = structlog.get_logger("up")
@@ -35,7 +35,8 @@ def node_programs(receivers: int = 1) -> tuple[Program, ...]:
         receivers: processes that share the port; `receive`, `receive-2` ...
     """
     node = (sys.executable, "-m", "dicom_node")
-    further = (Program(f"receive-{number}", (*node, "receive")) for number in range(2, receivers + 1))
+    others = range(2, receivers + 1)
+    further = (Program(f"receive-{number}", (*node, "receive", "--number", str(number))) for number in others)
     return (
         Program("receive", (*node, "receive")),
         *further,
@@ -43,6 +44,11 @@ def node_programs(receivers: int = 1) -> tuple[Program, ...]:
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),
         Program("deliver", (*node, "worker", "--queues", DELIVER_QUEUE, "--hostname", "deliver@%h", *_SEVERAL)),
     )
+
+
+def receivers_of(settings: Settings) -> int:
+    """How many receivers share the port: as the settings say, else two where there are two processors."""
+    return settings.receivers or min(2, os.cpu_count() or 1)
 
 
 def embedded_broker(home: Path) -> tuple[Program, str]:
@@ -102,7 +108,7 @@ def announced(settings: Settings) -> Iterator[None]:
 
     A ledger that is away keeps nobody: the processes wait for it.
     """
-    here = [f"{part}@{socket.gethostname()}" for part in PARTS]
+    here = [f"{program.name}@{socket.gethostname()}" for program in node_programs(receivers_of(settings))]
     ledger = None
     try:
         ledger = Ledger(settings.ledger_url)
@@ -135,8 +141,10 @@ def introduce(settings: Settings, config: Path | None) -> None:
 
 def supervised(settings: Settings, config: Path | None, output: IO[bytes] | None = None) -> Supervisor:
     """The node of these settings, with an embedded broker where none is set."""
+    receivers = receivers_of(settings)
     environment = {CONFIG_VARIABLE: str(config.resolve())} if config else {}
-    programs = node_programs(settings.receivers)
+    environment["DICOM_NODE_RECEIVERS"] = str(receivers)  # they share the port only where they know of each other
+    programs = node_programs(receivers)
     if settings.broker is None:
         broker, url = embedded_broker(settings.home)
         environment["DICOM_NODE_BROKER"] = url

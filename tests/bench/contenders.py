@@ -30,6 +30,7 @@ class Contender:
         waits: timers of the network rule it; few images tell as much as many.
         speaks: `ae`, DICOM; or `raw`, bare bytes.
         stored: how many images lie in a folder.
+        processes: that listen when it is ready.
     """
 
     name: str
@@ -38,14 +39,15 @@ class Contender:
     waits: bool = False
     speaks: str = "ae"
     stored: Callable[[Path], int] = lambda folder: sum(path.is_file() for path in folder.rglob("*"))
+    processes: int = 1
 
 
-def contenders(receivers: int = 2) -> list[Contender]:
-    """All of them, ours first: one process, and so many."""
+def contenders(receivers: int) -> list[Contender]:
+    """All of them, ours first: so many processes, and one."""
     needs("storescp", "Orthanc")
     return [
-        _node(OURS),
-        _several(receivers),
+        _node(OURS, receivers=receivers),
+        _node("the same, receivers = 1"),
         Contender("pynetdicom, encoded_dataset()", _python("encoded"), tls=True),
         Contender("pynetdicom, dataset and save_as()", _python("dataset"), tls=True),
         *([Contender("DCMTK storescp --fork, made durable", _storescp(True, True))] if which("cc") else []),
@@ -57,13 +59,13 @@ def contenders(receivers: int = 2) -> list[Contender]:
     ]
 
 
-def variants(receivers: int = 2) -> list[Contender]:
+def variants(receivers: int) -> list[Contender]:
     """This node by what its settings cost or give."""
     return [
-        _node(OURS),
-        _node('the same, durability = "group"', 'durability = "group"\n'),
-        _several(receivers),
-        _node("the same, fast_path = false", "fast_path = false\n"),
+        _node(OURS, receivers=receivers),
+        _node("the same, receivers = 1"),
+        _node('the same, durability = "group"', 'durability = "group"\n', receivers),
+        _node("the same, fast_path = false", "fast_path = false\n", receivers),
     ]
 
 
@@ -75,10 +77,6 @@ def issued(folder: Path) -> tuple[Path, Path, Path]:
     return certificates / "bench.pem", certificates / "bench.key", certificates / "ca.pem"
 
 
-def _several(receivers: int) -> Contender:
-    return _node(f"the same, receivers = {receivers}", f"receivers = {receivers}\n", receivers)
-
-
 def _node(name: str, settings: str = "", receivers: int = 1) -> Contender:
     def command(port: int, folder: Path, tls: bool) -> tuple[list[str], dict[str, str]]:
         certificate, key, ca = issued(folder)
@@ -86,13 +84,13 @@ def _node(name: str, settings: str = "", receivers: int = 1) -> Contender:
         config = folder / "dicom-node.toml"
         config.write_text(
             f'ae_title = "{CALLED}"\nbind = "127.0.0.1"\nport = {0 if tls else port}\nhome = "{folder / "stored"}"\n'
-            f'reserve_mib = 16\n{settings}{secure}[[peers]]\nname = "bench"\nae_title = "{CALLING}"\nhost = "any"\n'
-            f"tls = {str(tls).lower()}\n"
+            f"reserve_mib = 16\nreceivers = {receivers}\n{settings}{secure}"
+            f'[[peers]]\nname = "bench"\nae_title = "{CALLING}"\nhost = "any"\ntls = {str(tls).lower()}\n'
         )
         receive = [sys.executable, "-m", "dicom_node", "--config", str(config), "receive"]
         return (receive if receivers == 1 else _together(receive, receivers)), {}
 
-    return Contender(name, command, tls=True, stored=lambda folder: len(list(folder.glob("spool/**/*.dcm"))))
+    return Contender(name, command, True, stored=lambda f: len(list(f.glob("spool/**/*.dcm"))), processes=receivers)
 
 
 def _together(command: list[str], times: int) -> list[str]:

@@ -33,15 +33,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dicom_node.processes.node import receivers_of
+from dicom_node.settings import Settings
 from tests.bench.contenders import OURS, Contender, contenders, issued, variants
-from tests.bench.process import Peak, cpu_seconds, markdown, written
+from tests.bench.process import Peak, cpu_seconds, listeners, markdown, written
 from tests.bench.pusher import INSTANCE_UID, STUDY_UID
-from tests.support import eventually, free_port, listens
+from tests.support import eventually, free_port
 
 #: Images of one measurement; of the contenders that wait for the network's timers only so many.
 LONG, QUICK, FEW = {"CT": 1000, "MR": 2000}, {"CT": 120, "MR": 240}, 100
-#: Images before a measurement, so that it finds every module loaded.
-WARM = 8
+#: Images before a measurement, and associations that bring them, so that it finds every module loaded in every process.
+WARM, WARMING = 16, 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def measure(contender: Contender, load: Load, count: int, folder: Path) -> Measu
         path.write_bytes(template(load.modality))
     port = free_port()
     with _served(contender, port, folder, load.tls) as pid, Peak(pid) as peak:
-        _push(contender, replace(load, associations=1), WARM, port, path, folder, first=100)
+        _push(contender, replace(load, associations=WARMING), WARM, port, path, folder, first=100)
         before = cpu_seconds(pid)
         seconds, client = _push(contender, load, count, port, path, folder)
         used = cpu_seconds(pid) - before
@@ -116,7 +118,7 @@ def _served(contender: Contender, port: int, folder: Path, tls: bool) -> Iterato
             command, stdout=log, stderr=log, env={**os.environ, **environment}, start_new_session=True
         )
     try:
-        eventually(lambda: process.poll() is None and listens(port), 60, 0.05)
+        eventually(lambda: process.poll() is None and listeners(port) >= contender.processes, 60, 0.05)
         yield process.pid
     finally:
         process.terminate()
@@ -193,7 +195,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         those = (variants if options.ours else contenders)(options.receivers)
         found = compared(those, loads, counts, options.rounds, Path(folder))
-    chapter = [_ABOUT_OURS if options.ours else _about(counts, options.rounds)]
+    chapter = [_ABOUT_OURS if options.ours else _about(counts, options.rounds, options.receivers)]
     for load, measured in found.items():
         table = Table(*COLUMNS, title=str(load))
         for row in rows(measured):
@@ -209,7 +211,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few images, three loads, one round")
     parser.add_argument("--ours", action="store_true", help="this node alone, by its settings")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--receivers", type=int, default=2, help="of the row of this node with several")
+    parser.add_argument("--receivers", type=int, default=receivers_of(Settings()), help="of this node; its own choice")
     parser.add_argument("--associations", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--page", type=Path, help="Markdown page that gets the table")
     parser.add_argument("--chapter", help="of the page, where it is not the usual one")
@@ -223,14 +225,15 @@ _ABOUT_OURS = """## What the receiver's settings cost and give
 `durability = "group"` answers before the disk has the image; `fast_path = false` leaves C-STORE to pynetdicom."""
 
 
-def _about(counts: dict[str, int], rounds: int) -> str:
+def _about(counts: dict[str, int], rounds: int, receivers: int) -> str:
     sizes = ", ".join(f"{count} {modality}" for modality, count in counts.items())
     return f"""## Taking images in, {os.cpu_count()} cores
 
 `{_command()}`: {sizes} images (0.5 and 0.13 MiB), medians of {rounds} rounds
 in turns, Python {platform.python_version()}. "CT x 4" is CT over 4 associations.
 All answer when image and name are on the disk (fdatasync, fsync of the folder); storescp, which never asks for that,
-is made to by a preloaded library, and Orthanc synchronises the file alone. Orthanc and storescp as shipped let the
+is made to by a preloaded library, and Orthanc synchronises the file alone. This node is {receivers} processes, storescp
+one for every association, the others are one. Orthanc and storescp as shipped let the
 network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends that."""
 
 

@@ -1,4 +1,4 @@
-"""What a process and its children cost: processor seconds and memory, as Linux counts them; and tables for people."""
+"""What a process and its children cost, processor seconds and memory, and who listens, as Linux tells; tables for people."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def tree(pid: int) -> list[int]:
     except OSError:
         return [pid]
     return [pid, *(found for child in children for found in tree(child))]
+
+
+def listeners(port: int) -> int:
+    """How many sockets listen on a port (proc(5), net/tcp: state 0A)."""
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return sum(line[3] == "0A" and line[1].endswith(f":{port:04X}") for line in lines)
 
 
 def cpu_seconds(pid: int) -> float:

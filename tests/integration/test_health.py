@@ -77,11 +77,11 @@ def test_a_disk_whose_reserve_is_reached_is_told(settings: Settings, ledger: Led
 
 
 def test_processes_that_have_just_been_started_are_said_to_start(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, receivers=2)
     with announced(settings):
         kept = Ledger(settings.ledger_url)
         seen = found(settings, kept)
-        for part in ("receive", "watch", "label", "deliver"):
+        for part in ("receive", "receive-2", "watch", "label", "deliver"):
             assert seen[f"{part}@{socket.gethostname()}"].state == "starting"
             assert part not in seen
     assert kept.pulses.all() == []
@@ -95,6 +95,7 @@ def test_a_ledger_that_is_away_keeps_no_node_from_starting(tmp_path: Path) -> No
 def test_a_worker_of_its_own_name_is_taken_for_both() -> None:
     assert missing(["receive@a", "watch@a", "celery@gpu"]) == []
     assert missing(["receive@a", "label@a"]) == ["watch", "deliver"]
+    assert missing(["receive-2@a", "watch@a", "label@a"]) == ["deliver"]
 
 
 def test_a_process_that_ends_as_told_is_not_missed(ledger: Ledger) -> None:

@@ -1,5 +1,6 @@
 """Small pure decisions: completion, pauses, UIDs, transitions."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,9 +70,25 @@ def test_every_state_leads_somewhere_and_late_images_reopen_all():
 
 
 def test_as_many_receivers_run_as_the_settings_say():
-    from dicom_node.processes.node import node_programs
+    from dicom_node.processes.node import supervised
+    from dicom_node.settings import Settings
 
-    programs = node_programs(receivers=3)
-    receiving = [program.name for program in programs if program.command[-1] == "receive"]
-    assert receiving == ["receive", "receive-2", "receive-3"]
-    assert len({program.name for program in programs}) == len(programs)
+    node = supervised(Settings(receivers=3, broker="redis://localhost"), None)
+    receiving = {program.name: program.command[3:] for program in node.programs if "receive" in program.command}
+    assert receiving == {
+        "receive": ("receive",),
+        "receive-2": ("receive", "--number", "2"),
+        "receive-3": ("receive", "--number", "3"),
+    }
+    assert len({program.name for program in node.programs}) == len(node.programs)
+    assert node.environment["DICOM_NODE_RECEIVERS"] == "3"
+
+
+@pytest.mark.parametrize(("processors", "receivers"), [(None, 1), (1, 1), (2, 2), (16, 2)])
+def test_two_receivers_run_where_nobody_says_and_there_are_two_processors(processors, receivers, monkeypatch):
+    from dicom_node.processes.node import receivers_of
+    from dicom_node.settings import Settings
+
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    assert receivers_of(Settings()) == receivers
+    assert receivers_of(Settings(receivers=5)) == 5
