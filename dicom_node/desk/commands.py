@@ -97,11 +97,11 @@ def retry(
     if (study is None) == (not states) or (study and reason):
         raise typer.BadParameter("name a study, or all that are --quarantined, --unlabelled or both [--reason TEXT]")
     if study is None:
-        if not (count := ledger.retry_studies(states, reason)):
+        if not (count := ledger.orders.retry_studies(states, reason)):
             raise Quarantine("no such study; see `dicom-node status`")
         console.print(f"{counted(count, 'study', 'studies')} queued again")
         return
-    if not ledger.retry_study(study):
+    if not ledger.orders.retry_study(study):
         row = ledger.study(study)
         why = f"is {row.state}, nothing of it failed" if row else "never received here"
         raise Quarantine(f"{study}: {why}; see `dicom-node status`")

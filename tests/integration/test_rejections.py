@@ -135,7 +135,7 @@ def test_a_note_waits_for_what_was_given_up_and_may_be_tried_again(bench: Bench,
         connection.execute(update(delivery).where(key).values(state=Delivery.FAILED))
     assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
     assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.WAITING
-    bench.ledger.retry_study(study)
+    bench.ledger.orders.retry_study(study)
     assert bench.deliverer.deliver(earlier.sop_instance_uid, "pacs") == Delivery.SENT
     bench.clock.now += 60
     assert bench.deliver_all() == [Delivery.SENT]
