@@ -160,11 +160,22 @@ class Deliverer:
                 raise NotYet(f"{peer.name} has not stored what is to be rejected yet: {rejected}")
             if self.ledger.deliveries.sent_as(rejected, peer.name) != rejected:
                 raise NotTaken(f"{peer.name} has not stored {rejected} under its own UID; there is nothing to reject")
-            newer = self.ledger.issued.successor_of(rejected)
-            while newer and not self.ledger.deliveries.has(newer):  # a person's, which came from PACS
-                newer = self.ledger.issued.successor_of(newer)
+            newer = self._superseding(rejected, peer.name)
             if not newer or not self.ledger.deliveries.sent_as(newer, peer.name):
                 raise NotYet(f"{peer.name} has not stored the report that supersedes {rejected} yet")
+
+    def _superseding(self, rejected: str, destination: str) -> str:
+        """The report that supersedes another there, past those that never go there: people's own, which came from PACS,
+        and those whose delivery a person has dismissed."""
+        owed, dismissed = self.ledger.deliveries, ""
+        newer = self.ledger.issued.successor_of(rejected)
+        while newer and (not owed.has(newer) or owed.is_dismissed(newer, destination)):
+            dismissed = newer if owed.is_dismissed(newer, destination) else dismissed
+            newer = self.ledger.issued.successor_of(newer)
+        if dismissed and not newer:
+            remedy = f"hide {rejected} there by hand if a newer one is sent after all"
+            raise NotTaken(f"the delivery of {dismissed} in its place was dismissed; {remedy}")
+        return newer
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:
         """Hold what the peer would file under somebody else since a merge or a correction there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,20 +30,23 @@ class State(StrEnum):
     UNLABELLED = "unlabelled"
     #: A person is needed; the reason is in the ledger.
     QUARANTINED = "quarantined"
+    #: A person has said that it will not be labelled; who, when and why is in the ledger.
+    DISMISSED = "dismissed"
     #: Done, and its images have left the spool; its reports stay.
     PURGED = "purged"
 
 
 #: From each state, where a study may go. A late image leads back to RECEIVING from everywhere, a lost report's file
-#: from REPORTED and SENT to QUEUED, a correction from SENT and PURGED to REPORTED.
+#: from REPORTED and SENT to QUEUED, a correction or a delivery taken up again from SENT and PURGED to REPORTED.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED}),
     State.QUEUED: frozenset({State.LABELLING, State.QUARANTINED, State.RECEIVING}),
     State.LABELLING: frozenset({State.QUEUED, State.REPORTED, State.UNLABELLED, State.QUARANTINED, State.RECEIVING}),
     State.REPORTED: frozenset({State.SENT, State.QUARANTINED, State.QUEUED, State.RECEIVING}),
     State.SENT: frozenset({State.PURGED, State.REPORTED, State.QUEUED, State.RECEIVING}),
-    State.UNLABELLED: frozenset({State.PURGED, State.QUEUED, State.RECEIVING}),
-    State.QUARANTINED: frozenset({State.QUEUED, State.REPORTED, State.RECEIVING}),
+    State.UNLABELLED: frozenset({State.PURGED, State.QUEUED, State.RECEIVING, State.DISMISSED}),
+    State.QUARANTINED: frozenset({State.QUEUED, State.REPORTED, State.SENT, State.RECEIVING, State.DISMISSED}),
+    State.DISMISSED: frozenset({State.PURGED, State.QUEUED, State.RECEIVING}),
     State.PURGED: frozenset({State.REPORTED, State.RECEIVING}),
 }
 
@@ -85,12 +89,31 @@ class Delivery(StrEnum):
     FAILED = "failed"
     #: A sheet or note that the destination does not take or is not to get; nothing is owed.
     LEFT_OUT = "left out"
+    #: It failed, and a person has said that it need not arrive; who, when and why is its detail.
+    DISMISSED = "dismissed"
 
 
 #: Deliveries that fall due again.
 OPEN = (Delivery.WAITING, Delivery.AWAITED)
 #: Deliveries that owe nothing.
-DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT})
+DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT, Delivery.DISMISSED})
+
+
+@dataclass(frozen=True)
+class Dismissal:
+    """A person's word that something is not to be done any more.
+
+    Attributes:
+        by: the person, as far as the machine knows.
+    """
+
+    by: str
+    because: str
+
+    def told(self, at: float) -> str:
+        """In one sentence; `at` is in seconds since the epoch."""
+        moment = datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
+        return f"dismissed by {self.by} at {moment}: {self.because}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ app.add_typer(corrections_app, name="corrections")
 deliveries_app = typer.Typer(help="What is owed to whom, and what archives refused.")
 app.add_typer(deliveries_app, name="deliveries")
 
+_Because = Annotated[str, typer.Option(help="Why; `dicom-node status STUDY` shows it.")]
+_By = Annotated[str | None, typer.Option(help="Who says so; else who is logged in on this machine.")]
+
 
 @app.command()
 @explained
@@ -87,25 +90,55 @@ def retry(
     study: Annotated[str | None, typer.Argument(help="Study Instance UID.")] = None,
     quarantined: Annotated[bool, typer.Option("--quarantined", help="All quarantined studies.")] = False,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="All studies without a label.")] = False,
+    dismissed: Annotated[bool, typer.Option("--dismissed", help="All that a person has dismissed.")] = False,
     reason: Annotated[str, typer.Option(help="Of all these, only those whose reason contains this.")] = "",
 ) -> None:
-    """Try a quarantined or unlabelled study again, or all of them; failed deliveries too."""
+    """Try a quarantined, unlabelled or dismissed study again, or all of them; failed deliveries too."""
+    from dicom_node.desk.orders import one_or_all, why_not_retried
     from dicom_node.errors import Quarantine
 
+    chosen = {State.QUARANTINED: quarantined, State.UNLABELLED: unlabelled, State.DISMISSED: dismissed}
+    states = one_or_all(study, chosen, reason)
     ledger = kept_ledger(settings())
-    states = [State.QUARANTINED] * quarantined + [State.UNLABELLED] * unlabelled
-    if (study is None) == (not states) or (study and reason):
-        raise typer.BadParameter("name a study, or all that are --quarantined, --unlabelled or both [--reason TEXT]")
     if study is None:
-        if not (count := ledger.retry_studies(states, reason)):
+        if not (count := ledger.orders.retry_studies(states, reason)):
             raise Quarantine("no such study; see `dicom-node status`")
         console.print(f"{counted(count, 'study', 'studies')} queued again")
         return
-    if not ledger.retry_study(study):
-        row = ledger.study(study)
-        why = f"is {row.state}, nothing of it failed" if row else "never received here"
-        raise Quarantine(f"{study}: {why}; see `dicom-node status`")
+    if not ledger.orders.retry_study(study):
+        raise Quarantine(why_not_retried(study, ledger.study(study)))
     console.print("queued again")
+
+
+@app.command()
+@explained
+def dismiss(
+    because: _Because,
+    study: Annotated[str | None, typer.Argument(help="Study Instance UID.")] = None,
+    quarantined: Annotated[bool, typer.Option("--quarantined", help="All quarantined studies.")] = False,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="All studies without a label.")] = False,
+    reason: Annotated[str, typer.Option(help="Of all these, only those whose reason contains this.")] = "",
+    by: _By = None,
+) -> None:
+    """Decide that a quarantined or unlabelled study, or all of them, will not be labelled; its images may go then."""
+    from dicom_node.desk.orders import a_dismissal, one_or_all, what_follows, why_not_dismissed
+    from dicom_node.errors import Quarantine
+
+    states = one_or_all(study, {State.QUARANTINED: quarantined, State.UNLABELLED: unlabelled}, reason)
+    word, wanted = a_dismissal(because, by), settings()
+    ledger = kept_ledger(wanted)
+    if study is None:
+        count = ledger.orders.dismiss_studies(states, reason, word)
+        if not count:
+            raise Quarantine(
+                "no such study; see `dicom-node status`, and `dicom-node deliveries --failed` for what is labelled but "
+                "could not be delivered"
+            )
+        console.print(f"{counted(count, 'study', 'studies')} dismissed. {what_follows(wanted)}")
+        return
+    if not ledger.orders.dismiss_study(study, word):
+        raise Quarantine(why_not_dismissed(study, ledger.study(study)))
+    console.print(f"dismissed. {what_follows(wanted, study)}")
 
 
 @app.command()
@@ -202,3 +235,25 @@ def deliveries_retry(
     if not due:
         raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
     console.print(f"{counted(due, 'delivery is', 'deliveries are')} due now")
+
+
+@deliveries_app.command("dismiss")
+@explained
+def deliveries_dismiss(
+    because: _Because,
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all to one peer.")] = None,
+    to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+    by: _By = None,
+) -> None:
+    """Decide that what an archive refused need not arrive there; its study's images may go then."""
+    from dicom_node.desk.orders import a_dismissal
+    from dicom_node.errors import Quarantine
+
+    if report is None and to is None:
+        raise typer.BadParameter("name a report, a peer (--to), or both")
+    done = kept_ledger(settings()).deliveries.dismiss(a_dismissal(because, by), to, report)
+    if not done:
+        raise Quarantine("no such delivery failed; what waits is tried again by itself: see `dicom-node deliveries`")
+    console.print(
+        f"{counted(done, 'delivery', 'deliveries')} dismissed; `dicom-node deliveries retry REPORT` takes one back"
+    )

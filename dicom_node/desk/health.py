@@ -30,7 +30,8 @@ _HOUR = 3600.0
 #: Seconds after which a silent process is no longer spoken of.
 _FORGOTTEN = 24 * _HOUR
 _MAKE_ROOM = (
-    "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay"
+    "make room there, or lower retention_days or reserve_mib; studies that wait for a person or an archive stay until "
+    "`dicom-node retry` or `dismiss`, failed deliveries until `dicom-node deliveries retry` or `dismiss`"
 )
 _NO_MODEL = "mend `bundle` or `device` in the settings and start the worker again; studies wait, none is laid aside"
 #: The parts of a node, by the names that `dicom-node up` gives them, and the commands that they are.

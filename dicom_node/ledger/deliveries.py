@@ -6,16 +6,16 @@ carries a fence, so that an attempt that was overtaken leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, func, select, true, update
+from sqlalchemy import Row, and_, false, func, literal, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.destinations import Destinations
-from dicom_node.ledger.schema import Store, delivery, lock_study, report, study
-from dicom_node.study import DONE, OPEN, Delivery, DueDelivery, Kind, State, WrittenReport
+from dicom_node.ledger.schema import Prose, Store, delivery, lock_study, report, study
+from dicom_node.study import DONE, OPEN, Delivery, Dismissal, DueDelivery, Kind, State, WrittenReport
 
 #: Seconds before what an archive did not answer for is sent again, at most.
 _LONGEST_PAUSE = 300.0
@@ -41,27 +41,47 @@ class Deliveries:
             }
             connection.execute(self.store.insert(delivery).values(row).on_conflict_do_nothing())
 
-    def retry(self, connection: Connection, condition: Any) -> int:
+    def retry(self, connection: Connection, condition: Any, given_up: Sequence[Delivery] = (Delivery.FAILED,)) -> int:
         """Failed deliveries wait again, and their studies with them; how many these are."""
-        failed = and_(condition, delivery.c.state == Delivery.FAILED)
-        studies = set(connection.execute(select(delivery.c.study_uid).where(failed)).scalars())
+        failed = and_(condition, delivery.c.state.in_(given_up))
         again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
-        count = connection.execute(update(delivery).where(failed).values(again)).rowcount
-        stuck = and_(
-            study.c.study_uid.in_(studies), study.c.state == State.QUARANTINED, study.c.reason.startswith(_UNDELIVERED)
-        )
+        changed = update(delivery).where(failed).values(again).returning(delivery.c.study_uid)
+        studies = list(connection.execute(changed).scalars())
+        done = study.c.state.in_([State.SENT, State.PURGED]) if Delivery.DISMISSED in given_up else false()
+        stuck = and_(study.c.study_uid.in_(set(studies)), or_(is_undelivered(), done))
         connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
-        return count
+        return len(studies)
 
     def retry_all(self, to: str | None = None, report_uid: str | None = None) -> int:
-        """A person's word: what failed or waits, as far as it fits, is tried now; how many these are."""
+        """A person's word: what failed or waits, as far as it fits, is tried now; how many these are.
+
+        What a person has dismissed is tried only where the report is named.
+        """
         wanted = _fitting(to, report_uid)
+        given_up = [Delivery.FAILED] if report_uid is None else [Delivery.FAILED, Delivery.DISMISSED]
         waiting = and_(wanted, delivery.c.state == Delivery.WAITING)
         with self.store.engine.begin() as connection:
-            self.retry(connection, wanted)
+            self.retry(connection, wanted, given_up)
             due = connection.execute(update(delivery).where(waiting).values(next_at=0.0, rung_at=0.0)).rowcount
             self.destinations.wake(connection, to)
         return due
+
+    def dismiss(self, word: Dismissal, to: str | None = None, report_uid: str | None = None) -> int:
+        """A person's word: what failed, as far as it fits, need not arrive; how many these are.
+
+        Their studies are SENT where nothing else is owed; the answer of the archive is kept behind the person's reason.
+        """
+        failed = and_(_fitting(to, report_uid), delivery.c.state == Delivery.FAILED)
+        told = literal(f"{word.told(self.store.clock())}; the answer was: ", Prose()) + delivery.c.detail
+        values = {"state": Delivery.DISMISSED, "detail": told}
+        with self.store.engine.begin() as connection:
+            dismissed = update(delivery).where(failed).values(values).returning(delivery.c.study_uid)
+            studies = list(connection.execute(dismissed).scalars())
+            for study_uid in sorted(set(studies)):
+                stuck = and_(study.c.study_uid == study_uid, is_undelivered())
+                connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
+                _conclude(connection, study_uid)
+        return len(studies)
 
     def listed(self, failed: bool = False, to: str | None = None, limit: int = 200) -> list[Row[Any]]:
         """Deliveries that are not done, or only those that failed; of one destination or all, the next ones first."""
@@ -138,6 +158,10 @@ class Deliveries:
         """Was this ever to be delivered to anybody?"""
         return self._any(_fitting(None, report_uid))
 
+    def is_dismissed(self, report_uid: str, destination: str) -> bool:
+        """Has a person said that a destination need not get this?"""
+        return self._any(and_(_fitting(destination, report_uid), delivery.c.state == Delivery.DISMISSED))
+
     def still_owes(self, report_uid: str, destination: str) -> bool:
         """May a destination still get this, from us or by a person's `retry`?"""
         return self._any(and_(_fitting(destination, report_uid), delivery.c.state.not_in(DONE)))
@@ -181,8 +205,7 @@ class Deliveries:
         }
         with self.store.engine.begin() as connection:
             if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
-                told = f"{_UNDELIVERED} {due.destination} failed: {detail}" if state == Delivery.FAILED else ""
-                _conclude(connection, due.study_uid, told)
+                _conclude(connection, due.study_uid)
                 if state in (Delivery.SENT, Delivery.AWAITED):
                     self.destinations.stored(connection, due.destination)
                 elif rest is not None:
@@ -239,7 +262,7 @@ class Deliveries:
         return len(answered)
 
 
-def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None:
+def _conclude(connection: Connection, study_uid: str) -> None:
     """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand; two last ones wait for each other."""
     lock_study(connection, study_uid)
     states = states_of(connection, study_uid)
@@ -247,7 +270,20 @@ def _conclude(connection: Connection, study_uid: str, failure: str = "") -> None
     if states <= DONE:
         connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
     elif Delivery.FAILED in states:
-        connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=failure))
+        told = _failure(connection, study_uid)
+        connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=told))
+
+
+def _failure(connection: Connection, study_uid: str) -> str:
+    """Why a study is laid aside of which a delivery has failed."""
+    failed = and_(delivery.c.study_uid == study_uid, delivery.c.state == Delivery.FAILED)
+    row = connection.execute(select(delivery.c.destination, delivery.c.detail).where(failed).limit(1)).one()
+    return f"{_UNDELIVERED} {row.destination} failed: {row.detail}"
+
+
+def is_undelivered() -> Any:
+    """Studies that are laid aside because a delivery failed; labelled they are."""
+    return and_(study.c.state == State.QUARANTINED, study.c.reason.startswith(_UNDELIVERED))
 
 
 def _fitting(destination: str | None = None, report_uid: str | None = None) -> Any:

@@ -22,7 +22,9 @@ from dicom_node.study import DONE, Absent, Instance, Kind, State
 #: Values in one IN (...), far below what any database takes.
 _AT_ONCE = 500
 #: Studies with which nothing is left to do; one that is purged may hold an object that came later and changed nothing.
-_FINISHED = (State.SENT, State.UNLABELLED, State.PURGED)
+_FINISHED = (State.SENT, State.UNLABELLED, State.DISMISSED, State.PURGED)
+#: Those of them at which nobody may want to look any more.
+_DECIDED = (State.SENT, State.DISMISSED)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Holdings:
 
         Args:
             kept_since: what came, or was promised to a scanner, after this moment stays.
-            early: room is needed: sent studies may go before their time, but not what was promised.
+            early: room is needed: sent and dismissed studies may go before their time, but not what was promised.
         """
         wanted = select(study.c.study_uid).where(_may_go(kept_since, early)).order_by(study.c.last_at).limit(limit)
         with self.store.engine.connect() as connection:
@@ -132,7 +134,7 @@ class Holdings:
     def purge(
         self, study_uid: str, kept_since: float, early: bool, remove: Callable[[Sequence[Path]], None]
     ) -> Purged | None:
-        """SENT or UNLABELLED -> PURGED, and its files removed; None when it may not go any more.
+        """SENT, UNLABELLED or DISMISSED -> PURGED, and its files removed; None when it may not go any more.
 
         Objects in which people said something are reports and stay. Should `remove` fail, nothing has changed here.
         """
@@ -152,7 +154,7 @@ def _may_go(kept_since: float, early: bool) -> Any:
     owed = exists().where(delivery.c.study_uid == study.c.study_uid, delivery.c.state.not_in(DONE))
     doubtful = exists().where(theirs, instance.c.conflict, instance.c.received_at >= kept_since)
     old = true() if early else study.c.last_at < kept_since
-    states = [State.SENT] if early else _FINISHED
+    states = _DECIDED if early else _FINISHED
     unpromised = study.c.promised_at < kept_since
     return and_(study.c.state.in_(states), old, unpromised, ~owed, ~doubtful, exists().where(theirs, _removable()))
 

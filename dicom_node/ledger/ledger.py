@@ -20,12 +20,12 @@ from dicom_node.ledger.deliveries import Deliveries, states_of
 from dicom_node.ledger.holdings import Holdings
 from dicom_node.ledger.issued import Issued, overtaken_by
 from dicom_node.ledger.migrations import bring_up
+from dicom_node.ledger.orders import Orders
 from dicom_node.ledger.performed import Performed
 from dicom_node.ledger.pulses import Pulses
 from dicom_node.ledger.schema import (
     Clock,
     Store,
-    delivery,
     instance,
     lock_study,
     not_labelled,
@@ -49,8 +49,6 @@ from dicom_node.study import (
     WrittenReport,
 )
 
-#: What a study is from which work begins anew.
-_AGAIN = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
 #: Rows about refusals; whoever knocks under ever new names fills no disk.
 _REFUSALS = 2000
 
@@ -62,7 +60,7 @@ class Ledger:
         self.store = Store(open_engine(url), clock)
         self.engine, self.clock = self.store.engine, clock
         self.deliveries, self.holdings = Deliveries(self.store), Holdings(self.store)
-        self.issued = Issued(self.store, self.deliveries)
+        self.issued, self.orders = Issued(self.store, self.deliveries), Orders(self.store, self.deliveries)
         self.performed, self.pulses = Performed(self.store), Pulses(self.store)
         self._arrivals = Arrivals(self.store)
         bring_up(self.engine)
@@ -254,26 +252,6 @@ class Ledger:
     def _or_superseded(self, lease: Lease, **values: Any) -> None:
         if not self._change(_held(lease), **values):
             raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
-
-    # -- a person's word ---------------------------------------------------------------------------------------------
-
-    def retry_study(self, study_uid: str) -> bool:
-        """QUARANTINED or UNLABELLED -> QUEUED, or REPORTED where a delivery failed; False when none is."""
-        stuck = and_(study.c.study_uid == study_uid, study.c.state.in_([State.QUARANTINED, State.UNLABELLED]))
-        with self.engine.begin() as connection:
-            redelivered = self.deliveries.retry(connection, delivery.c.study_uid == study_uid)
-            return connection.execute(update(study).where(stuck).values(_AGAIN)).rowcount + redelivered > 0
-
-    def retry_studies(self, states: Iterable[State], reason: str = "") -> int:
-        """The same for all studies in one of these states whose reason contains this; how many these are."""
-        told = study.c.reason.icontains(reason, autoescape=True)
-        stuck = and_(study.c.state.in_(list(states)), told)
-        uids = select(study.c.study_uid).where(stuck)
-        with self.engine.begin() as connection:
-            count = len(connection.execute(uids).all())
-            self.deliveries.retry(connection, delivery.c.study_uid.in_(uids))
-            connection.execute(update(study).where(stuck).values(_AGAIN))
-            return count
 
     # -- people's remarks --------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
-"""Images leave the spool when nobody needs them here: their reports are proven delivered, and retention has passed.
+"""Images leave the spool when nobody needs them here: their reports are proven delivered, or a person has dismissed
+their study, and retention has passed.
 
-When the disk runs low, sent studies go before their time, the oldest first, so that scanners are not turned away. What
+When the disk runs low, such studies go before their time, the oldest first, so that scanners are not turned away. What
 is unsent, quarantined or still to be decided never goes, and reports stay for good.
 """
 
@@ -63,6 +64,7 @@ class Purger:
                 "the disk runs low and no study may be purged",
                 free_mib=free >> 20,
                 pushes_refused_below_mib=self.settings.reserve_mib,
-                remedy="make room; or see `dicom-node status` for studies that wait for a person or for an archive",
+                remedy="make room; or see `dicom-node status`: studies that wait for a person or an archive stay until "
+                "`dicom-node retry` or `dismiss`, failed deliveries until `dicom-node deliveries retry` or `dismiss`",
             )
         self._full = True

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from dicom_node.ledger import Ledger
+from dicom_node.settings import load_settings
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, saved
+from tests.integration.test_ledger import laid_aside
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, eventually, free_port
 
 BIN = Path(sys.executable).parent
@@ -182,6 +185,21 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
     gone = run("dicom-node", "--config", config, "status", folder=tmp_path).stdout
     assert gone.count("does not run") == 4
     assert "listening" not in gone
+
+
+def test_a_study_that_waits_for_a_person_is_dismissed(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+    ledger = Ledger(load_settings(config).ledger_url)
+    laid_aside(ledger, "1.2.3", "its images belong to different patients")
+    ledger.engine.dispose()
+    ask = ("dicom-node", "--config", config)
+    assert "1.2.3" in run(*ask, "status", folder=tmp_path).stdout.partition("Not labelled")[2]
+    run(*ask, "dismiss", "1.2.3", "--because", "a phantom", "--by", "anna", folder=tmp_path)
+    assert "Not labelled" not in run(*ask, "status", folder=tmp_path).stdout
+    assert "a phantom; it was quarantined" in run(*ask, "status", "1.2.3", folder=tmp_path).stdout
+    again = run(*ask, "dismiss", "1.2.3", "--because", "a phantom", folder=tmp_path, check=False)
+    assert (again.returncode, "is dismissed already" in again.stderr) == (1, True)
+    assert run(*ask, "retry", "1.2.3", folder=tmp_path).stdout == "queued again\n"
 
 
 def test_a_port_that_is_taken_is_told_and_not_fought_for(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_study_that_the_archive_files_under_somebody_else_is_held(tmp_path: Pa
     assert "another Patient ID" in told(story(bench.ledger, study))
     assert "MERGED" not in told(story(bench.ledger, study))
     orthanc.delete_series(StudyInstanceUID=study)
-    bench.ledger.retry_study(study)
+    bench.ledger.orders.retry_study(study)
     assert bench.deliver_all() == [Delivery.SENT]
     assert state_of(bench, ours) == state_of(bench, study) == State.SENT
     bench.ledger.engine.dispose()

@@ -74,6 +74,7 @@ def test_a_disk_whose_reserve_is_reached_is_told(settings: Settings, ledger: Led
     full = found(settings.model_copy(update={"reserve_mib": 1 << 40}), ledger)["disk of home"]
     assert full.state.startswith("every push is refused (0xA700): ")
     assert "lower retention_days or reserve_mib" in full.remedy
+    assert "stay until `dicom-node retry` or `dismiss`" in full.remedy
 
 
 def test_processes_that_have_just_been_started_are_said_to_start(tmp_path: Path) -> None:
@@ -110,7 +111,15 @@ def test_a_process_that_ends_as_told_is_not_missed(ledger: Ledger) -> None:
 
 def test_who_only_asks_makes_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for question in (["status"], ["rejections"], ["deliveries"], ["discrepancies"], ["corrections"], ["retry", "1.2"]):
+    for question in (
+        ["status"],
+        ["rejections"],
+        ["deliveries"],
+        ["discrepancies"],
+        ["corrections"],
+        ["retry", "1.2"],
+        ["dismiss", "1.2", "--because", "x"],
+    ):
         answer = CliRunner().invoke(app, question)
         assert answer.exit_code == 1
         assert "no node has run here yet" in answer.stderr

@@ -201,9 +201,9 @@ def test_a_failed_delivery_needs_a_person_and_can_be_retried(ledger: Ledger) -> 
     row = ledger.study("1.2")
     assert row is not None
     assert (row.state, "0xC001 no" in row.reason) == (State.QUARANTINED, True)
-    assert ledger.retry_study("1.2")
+    assert ledger.orders.retry_study("1.2")
     assert ledger.deliveries.due(30) == [("9.1", "pacs")]
-    assert not ledger.retry_study("1.2")
+    assert not ledger.orders.retry_study("1.2")
 
 
 def test_a_delivery_whose_sender_died_is_due_again(ledger: Ledger, clock: SetClock) -> None:
@@ -364,13 +364,13 @@ def test_a_bad_night_is_tried_again_at_once(ledger: Ledger) -> None:
     lease = ledger.claim("1.2", 60)
     assert lease is not None
     assert ledger.settle(lease, [], [NotLabelled("1.2.1", "1.2.0", "no pixel data")], [], "ct1") == State.UNLABELLED
-    assert ledger.retry_studies([State.QUARANTINED], "bus (10_%") == 0, "a text, no pattern"
-    assert ledger.retry_studies([State.QUARANTINED], "gpu") == 2
+    assert ledger.orders.retry_studies([State.QUARANTINED], "bus (10_%") == 0, "a text, no pattern"
+    assert ledger.orders.retry_studies([State.QUARANTINED], "gpu") == 2
     again = {"2.1": State.QUEUED, "2.2": State.QUEUED}
     assert states(ledger) == {**again, "2.3": State.QUARANTINED, "1.2": State.UNLABELLED}
-    assert ledger.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 2
+    assert ledger.orders.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 2
     assert set(states(ledger).values()) == {State.QUEUED}
-    assert ledger.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 0
+    assert ledger.orders.retry_studies([State.QUARANTINED, State.UNLABELLED]) == 0
 
 
 def test_what_only_an_archive_refused_is_delivered_again_and_not_labelled_again(ledger: Ledger) -> None:
@@ -383,6 +383,6 @@ def test_what_only_an_archive_refused_is_delivered_again_and_not_labelled_again(
     assert due is not None
     ledger.deliveries.settle(due, Delivery.FAILED, "0xA900")
     assert state(ledger) == State.QUARANTINED
-    assert ledger.retry_studies([State.QUARANTINED]) == 2
+    assert ledger.orders.retry_studies([State.QUARANTINED]) == 2
     assert states(ledger) == {"2.1": State.QUEUED, "1.2": State.REPORTED}
     assert ledger.deliveries.claim("pacs", 60) is not None

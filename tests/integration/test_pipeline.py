@@ -170,7 +170,7 @@ def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -
     assert "RuntimeError" in row.reason
     assert "DOE" not in row.reason
     bench.pipeline.model.loaded = None
-    assert bench.ledger.retry_study(uid)
+    assert bench.ledger.orders.retry_study(uid)
     assert bench.pipeline.label_study(uid) == State.REPORTED
 
 

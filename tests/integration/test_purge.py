@@ -17,7 +17,7 @@ from dicom_node.ledger import Ledger
 from dicom_node.reconcile import reconcile
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, State
+from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, State
 from tests.factories import a_series, changed
 from tests.parts import Bench, told
 
@@ -93,9 +93,7 @@ def test_what_is_not_finished_never_goes(bench: Bench) -> None:
     queued = bench.take(a_series("leg", 1, name="queued"))
     bench.ledger.complete(next(row for row in bench.ledger.receiving() if row.study_uid == queued), "quiet")
     unsent = bench.take(a_series("leg", 1, name="unsent"))
-    two = a_series("leg", 2, name="two")
-    two[1].PatientID = "SOMEBODY-ELSE"
-    quarantined = bench.take(two)
+    quarantined = bench.take(mixed("two"))
     for row in bench.ledger.receiving():
         if row.study_uid != coming:
             bench.ledger.complete(row, "quiet")
@@ -115,6 +113,51 @@ def test_unlabelled_studies_go_for_their_age_only(bench: Bench) -> None:
     later(bench, 31)
     assert purger(bench).purge() == 1
     assert state_of(bench, study) == State.PURGED
+
+
+def mixed(name: str) -> list[Dataset]:
+    """Images of two patients in one study, which is laid aside."""
+    two = a_series("leg", 2, name=name)
+    two[1].PatientID = "SOMEBODY-ELSE"
+    return two
+
+
+def test_a_dismissed_study_goes_after_retention_and_its_reason_stays(bench: Bench) -> None:
+    study = bench.take(mixed("dismissed"))
+    assert bench.label(study) == State.QUARANTINED
+    assert study in told(overview(bench.ledger)).partition("Not labelled")[2]
+    assert bench.ledger.orders.dismiss_study(study, Dismissal("anna", "sent by mistake"))
+    assert "Not labelled" not in told(overview(bench.ledger))
+    later(bench, 29.9)
+    assert purger(bench).purge() == 0
+    later(bench, 0.2)
+    assert purger(bench).purge() == 1
+    assert state_of(bench, study) == State.PURGED
+    assert list(bench.spool.files()) == []
+    assert "dismissed by anna" in told(story(bench.ledger, study))
+    assert not bench.ledger.orders.retry_study(study)
+
+
+def test_a_dismissed_study_makes_room_before_its_time(bench: Bench) -> None:
+    study = bench.take(mixed("room"))
+    bench.label(study)
+    assert purger(bench, free_mib=-1).purge() == 0
+    bench.ledger.orders.dismiss_study(study, Dismissal("anna", "the disk is full"))
+    assert purger(bench, free_mib=-1).purge() == 1
+
+
+def test_a_dismissed_study_that_is_pushed_again_is_looked_at_again(bench: Bench) -> None:
+    images = mixed("once more")
+    study = bench.take(images)
+    bench.label(study)
+    bench.ledger.orders.dismiss_study(study, Dismissal("anna", "sent by mistake"))
+    bench.take(images)
+    assert state_of(bench, study) == State.DISMISSED, "all of it is here already"
+    later(bench, 31)
+    purger(bench).purge()
+    bench.take(images)
+    assert state_of(bench, study) == State.RECEIVING
+    assert bench.label(study) == State.QUARANTINED
 
 
 def test_below_the_watermark_the_oldest_sent_studies_go_until_there_is_room(bench: Bench) -> None:

@@ -18,10 +18,10 @@ from dicom_node.ledger.schema import delivery
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.gate import evidence_of
 from dicom_node.reports.word import Verifier
-from dicom_node.study import Delivery, State
+from dicom_node.study import Delivery, Dismissal, State
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series
-from tests.parts import Bench
+from tests.parts import Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, errors_of_pixelmed
 
 A_BRAIN = Amendment(
@@ -135,11 +135,44 @@ def test_a_note_waits_for_what_was_given_up_and_may_be_tried_again(bench: Bench,
         connection.execute(update(delivery).where(key).values(state=Delivery.FAILED))
     assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
     assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.WAITING
-    bench.ledger.retry_study(study)
+    bench.ledger.orders.retry_study(study)
     assert bench.deliverer.deliver(earlier.sop_instance_uid, "pacs") == Delivery.SENT
     bench.clock.now += 60
     assert bench.deliver_all() == [Delivery.SENT]
     assert [evidence_of(note) for note in notes(archive)] == [{earlier.sop_instance_uid}]
+
+
+def dismissed(bench: Bench, report_uid: str) -> None:
+    """The archive refused a report, and a person left it at that."""
+    with bench.ledger.engine.begin() as connection:
+        key = delivery.c.report_uid == report_uid
+        connection.execute(update(delivery).where(key).values(state=Delivery.FAILED))
+    assert bench.ledger.deliveries.dismiss(Dismissal("anna", "film only"), report_uid=report_uid) == 1
+
+
+def test_nothing_is_rejected_in_favour_of_a_report_that_a_person_dismissed(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    _, newer = bench.ledger.issued.of_study(study)
+    dismissed(bench, newer.sop_instance_uid)
+    assert bench.deliver_all() == [Delivery.LEFT_OUT]
+    assert notes(archive) == []
+    assert "in its place was dismissed" in told(story(bench.ledger, study))
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT
+
+
+def test_a_note_goes_past_a_dismissed_report_to_the_next(bench: Bench, archive: Archive) -> None:
+    study = a_grown_study(bench)
+    earlier, newer = bench.ledger.issued.of_study(study)
+    dismissed(bench, newer.sop_instance_uid)
+    bench.take(a_series("torso", 9, name="rejected")[8:])
+    bench.label(study)
+    newest = bench.ledger.issued.of_study(study)[-1]
+    assert bench.deliverer.deliver(newest.sop_instance_uid, "pacs") == Delivery.SENT
+    assert bench.deliverer.deliver(rejection_uid(earlier.sop_instance_uid), "pacs") == Delivery.SENT
+    assert [evidence_of(note) for note in notes(archive)] == [{earlier.sop_instance_uid}]
+    assert bench.deliver_all() == [Delivery.LEFT_OUT], "the dismissed one is not there"
 
 
 def test_a_lost_note_is_left_out_and_the_study_goes_on(bench: Bench, archive: Archive) -> None:
