@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
-from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Quarantine
@@ -277,25 +274,7 @@ def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tupl
     )
 
 
-# -- for people and for training ------------------------------------------------------------------------------------
-
-
-def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:
-    """Remarks and when they were heard."""
-    table = Table(title="What people said about reports", title_justify="left")
-    for column in ("when", "what", "by", "report", "changes or note"):
-        table.add_column(column, overflow="fold")
-    for remark, at in remarks:
-        told = _told(json.loads(remark.changes)) or remark.note
-        day = datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "minutes")
-        table.add_row(day, remark.kind, escape(remark.said_by), remark.report_uid, escape(told))
-    return table
-
-
-def _told(changes: dict[str, dict[str, int]]) -> str:
-    return "; ".join(
-        f"{kind} {label} ({count} images)" for kind, found in changes.items() for label, count in found.items()
-    )
+# -- for training ------------------------------------------------------------------------------------------------------
 
 
 def export(ledger: Ledger, folder: Path) -> int:

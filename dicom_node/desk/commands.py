@@ -156,7 +156,7 @@ def amend(
 def corrections(context: typer.Context) -> None:
     """List what people said about reports, the latest first."""
     if context.invoked_subcommand is None:
-        from dicom_node.corrections import shown
+        from dicom_node.desk.corrections import shown
 
         show(shown(kept_ledger(settings()).remarks()))
 

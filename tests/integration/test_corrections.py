@@ -12,8 +12,9 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import BasicTextSRStorage
 
-from dicom_node.corrections import _revised, amend, export, shown
+from dicom_node.corrections import _revised, amend, export
 from dicom_node.demo.archive import Archive
+from dicom_node.desk.corrections import shown
 from dicom_node.desk.status import story
 from dicom_node.errors import ConfigurationError, Quarantine, Superseded
 from dicom_node.reports.amend import Amendment, Change
