@@ -274,7 +274,7 @@ def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tupl
     )
 
 
-# -- for training ------------------------------------------------------------------------------------------------------
+# -- for training ----------------------------------------------------------------------------------------------------
 
 
 def export(ledger: Ledger, folder: Path) -> int:
