@@ -80,7 +80,9 @@ To each peer that may get `reports`, any number of objects over one association,
 sent for `idle_seconds`; at most `parallel` deliveries at a time. Of the report all its classes of the table are
 proposed; the best one accepted is used. Reports of a class other than the first have a SOP Instance UID of their own,
 derived from its. The evidence sheet, a Secondary Capture, goes to a peer unless it has `sheet = false`; run-length
-encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out. A peer with
+encoded where that is accepted, else plain; where no Secondary Capture is accepted it is left out. A report that is
+amended here has a sheet of its own, the next instance of the same series, whose pixels say who verified it, when, and
+what was changed; no patient is named in them (Burned In Annotation is NO). A peer with
 `reject_superseded = true` gets, once the newer report is stored there, a Key Object Selection titled Rejected for
 Quality Reasons (113001, DCM) that names the superseded report and nothing else, and another that names the sheet to it
 where that was stored there (IHE IOCM).

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage
-from rich.markup import escape
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.peek import peek
+from dicom_node.pictures import best_pictures
 from dicom_node.reports.amend import Amendment, amended
 from dicom_node.reports.audit import AUDIT_CLASSES, correction, hear, predecessors_of
-from dicom_node.reports.gate import inspected, passed_rejection
+from dicom_node.reports.gate import inspected, passed_rejection, passed_sheet
 from dicom_node.reports.header import compare
 from dicom_node.reports.rejection import rejection_of
 from dicom_node.reports.report import Predecessor, encode
+from dicom_node.reports.restated import restated
+from dicom_node.reports.sheet import corrected_sheet
 from dicom_node.reports.word import Word, word_of
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
 from dicom_node.uids import sheet_uid
 from labeler.dicom import instance_number
+from labeler.prompts import Modality
 from labeler.slices import Source
 from labeler.sr import ReportedLabels, in_order, read_report
 from labeler.vocabulary import vocabulary
@@ -71,11 +73,69 @@ def amend(
         predecessor=report_uid,
         summary=_revised(row.summary, made, instances),
     )
-    destinations = [peer.name for peer in settings.receivers_of_reports]
-    notes = rejections_beside(settings, ledger, spool, written, made)
-    remark = correction(made, report, words)
-    ledger.enter_remark(remark, path, written, destinations, notes, settings.receivers_of_rejections, alone=True)
+    _put_on_its_way(settings, ledger, spool, written, made, correction(made, report, words))
     return written
+
+
+def _put_on_its_way(
+    settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, made: Dataset, remark: Remark
+) -> None:
+    """Enter a correction with all that stands beside it, at once or not at all."""
+    receivers = settings.receivers_of_reports
+    sheets_to = tuple(peer.name for peer in receivers if peer.sheet)
+    beside = [(sheet, sheets_to) for sheet in sheet_beside(settings, ledger, spool, written)]
+    notes = rejections_beside(settings, ledger, spool, written, made)
+    beside += [(note, settings.receivers_of_rejections) for note in notes]
+    destinations = [peer.name for peer in receivers]
+    ledger.enter_remark(remark, written.path, written, destinations, beside, alone=True)
+
+
+def sheet_beside(settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport) -> list[WrittenReport]:
+    """The sheet to a report that a person has corrected here, where somebody gets sheets.
+
+    It follows from what is stored, and may be drawn again. Whatever keeps it from being drawn does not keep the
+    correction from going out.
+    """
+    if not any(peer.sheet for peer in settings.receivers_of_reports):
+        return []
+    try:
+        report = dcmread(written.path)
+        sheet = passed_sheet(_drawn(settings, ledger, written, report), report)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # a report that another system verified may hold anything
+        told = str(error) if isinstance(error, Quarantine) else where(error)
+        log.error("no sheet is drawn", report_uid=written.sop_instance_uid, reason=told)
+        return []
+    uid = str(sheet.SOPInstanceUID)
+    path = spool.store_report(uid, encode(sheet))
+    beside = replace(written, sop_instance_uid=uid, sop_class_uid=str(sheet.SOPClassUID), path=path)
+    return [replace(beside, predecessor=None, kind=Kind.SHEET)]
+
+
+def _drawn(settings: Settings, ledger: Ledger, written: WrittenReport, report: Dataset) -> Dataset:
+    words, instances = vocabulary(), ledger.instances(written.study_uid)
+    said = read_report(report, words)
+    if said is None:
+        raise Quarantine(f"report {written.sop_instance_uid} lists no images")
+    of_series = {i.sop_instance_uid: i for i in instances if not i.conflict}
+    sources = _sources(said, instances, written.sop_instance_uid)
+    known = json.loads(written.summary or "{}")
+    modality: Modality = "MR" if of_series[said.images[0][1]].modality == "MR" else "CT"
+    plane = None if any(source.frame for source in sources) else known.get("plane")  # frames stand as in their file
+    answer = restated(report, said, sources, modality, plane, words)
+    pictures = best_pictures(settings, answer, {uid: one.path for uid, one in of_series.items()})
+    named = (ledger.issued.report(uid) for uid in predecessors_of(report))
+    before = next((dcmread(row.path) for row in named if row is not None and row.path.exists()), None)
+    return corrected_sheet(report, before, answer, pictures, _header(said, instances) or _claim(known))
+
+
+def draw_lost_sheet(settings: Settings, ledger: Ledger, spool: Spool, series_uid: str) -> None:
+    """Draw the sheet to a series' corrected report again, where its file is lost."""
+    current = ledger.issued.current(series_uid)
+    sheet = ledger.issued.sheet(sheet_uid(current.sop_instance_uid)) if current else None
+    if current and sheet and not sheet.path.exists() and _is_a_persons(ledger, current):
+        sheet_beside(settings, ledger, spool, current)
 
 
 def rejections_beside(
@@ -156,11 +216,15 @@ def _revised(summary: str, made: Dataset, instances: Sequence[Instance]) -> str:
         return summary
     stations, organs = (in_order(names, said.by_image()) for names in (words.stations, words.organs))
     kept = {key: value for key, value in json.loads(summary or "{}").items() if key != "findings"}
-    header = _header(said, instances)
-    if header is None:
-        header = Dataset()
-        header.BodyPartExamined = kept.get("header", {}).get("claimed", "")
+    header = _header(said, instances) or _claim(kept)
     return json.dumps({**kept, "stations": stations, "organs": organs, **compare(header, stations, words).summary()})
+
+
+def _claim(summary: Mapping[str, Any]) -> Dataset:
+    """What the ledger knows of a header that cannot be read."""
+    header = Dataset()
+    header.BodyPartExamined = summary.get("header", {}).get("claimed", "")
+    return header
 
 
 # -- heard from PACS -----------------------------------------------------------------------------------------------
@@ -254,7 +318,11 @@ def has_last_word(ledger: Ledger, series_uid: str, content: str) -> bool:
     current = ledger.issued.current(series_uid)
     if current is None or current.content != content:
         return False
-    return any(remark.sop_instance_uid == current.sop_instance_uid for remark, _ in ledger.remarks(current.study_uid))
+    return _is_a_persons(ledger, current)
+
+
+def _is_a_persons(ledger: Ledger, report: WrittenReport) -> bool:
+    return any(remark.sop_instance_uid == report.sop_instance_uid for remark, _ in ledger.remarks(report.study_uid))
 
 
 def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tuple[Predecessor, ...]:
@@ -277,25 +345,7 @@ def predecessors_among(ledger: Ledger, earlier: Sequence[WrittenReport]) -> tupl
     )
 
 
-# -- for people and for training ------------------------------------------------------------------------------------
-
-
-def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:
-    """Remarks and when they were heard."""
-    table = Table(title="What people said about reports", title_justify="left")
-    for column in ("when", "what", "by", "report", "changes or note"):
-        table.add_column(column, overflow="fold")
-    for remark, at in remarks:
-        told = _told(json.loads(remark.changes)) or remark.note
-        day = datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "minutes")
-        table.add_row(day, remark.kind, escape(remark.said_by), remark.report_uid, escape(told))
-    return table
-
-
-def _told(changes: dict[str, dict[str, int]]) -> str:
-    return "; ".join(
-        f"{kind} {label} ({count} images)" for kind, found in changes.items() for label, count in found.items()
-    )
+# -- for training ----------------------------------------------------------------------------------------------------
 
 
 def export(ledger: Ledger, folder: Path) -> int:

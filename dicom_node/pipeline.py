@@ -21,7 +21,14 @@ import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.corrections import has_last_word, listen, predecessors_among, rejections_beside, words_on
+from dicom_node.corrections import (
+    draw_lost_sheet,
+    has_last_word,
+    listen,
+    predecessors_among,
+    rejections_beside,
+    words_on,
+)
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.identity import disagreements, identity_of
 from dicom_node.leases import renewed
@@ -236,6 +243,7 @@ class Pipeline:
     ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
         if known := self._known_of(instances):
+            draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].series_uid)
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):

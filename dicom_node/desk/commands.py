@@ -172,16 +172,19 @@ def amend(
     from dicom_node import corrections
     from dicom_node.reports.amend import Amendment, parse_change, parse_verifier
     from dicom_node.spool import Spool
+    from dicom_node.uids import sheet_uid
     from labeler.vocabulary import vocabulary
 
     wanted, words = settings(), vocabulary()
     changes = [parse_change(text, words, present=False) for text in remove or ()]
     changes += [parse_change(text, words, present=True) for text in add or ()]
     amendment = Amendment(changes, parse_verifier(by, organization), datetime.now().astimezone(), comment)
-    written = corrections.amend(wanted, kept_ledger(wanted), Spool(wanted.home), report, amendment)
+    ledger = kept_ledger(wanted)
+    written = corrections.amend(wanted, ledger, Spool(wanted.home), report, amendment)
     console.print(f"{written.sop_instance_uid} supersedes {report}: {amendment}")
-    if any(peer.sheet for peer in wanted.receivers_of_reports):
-        console.print("The sheet to the report before shows its labels as they were; no new one is drawn.")
+    drawn = ledger.issued.sheet(sheet_uid(written.sop_instance_uid))
+    if drawn is None and any(peer.sheet for peer in wanted.receivers_of_reports):
+        complaints.print("[yellow]no evidence sheet could be drawn to it; the log says why[/yellow]")
 
 
 @corrections_app.callback(invoke_without_command=True)
@@ -189,7 +192,7 @@ def amend(
 def corrections(context: typer.Context) -> None:
     """List what people said about reports, the latest first."""
     if context.invoked_subcommand is None:
-        from dicom_node.corrections import shown
+        from dicom_node.desk.corrections import shown
 
         show(shown(kept_ledger(settings()).remarks()))
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import Row, select
 
-from dicom_node.corrections import shown
 from dicom_node.desk import studies
+from dicom_node.desk.corrections import shown
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
 from dicom_node.desk.tables import listed, moment, table

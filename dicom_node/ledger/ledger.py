@@ -261,15 +261,14 @@ class Ledger:
         path: Path,
         successor: WrittenReport | None = None,
         destinations: Sequence[str] = (),
-        rejections: Iterable[WrittenReport] = (),
-        rejections_to: Sequence[str] = (),
+        beside: Iterable[tuple[WrittenReport, Sequence[str]]] = (),
         alone: bool = False,
         holds: bool = True,
     ) -> None:
         """Enter what a person said and, for a correction, the report that it is, all at once; start its deliveries.
 
         Args:
-            rejections: the notes on what it supersedes, where somebody gets them.
+            beside: the sheet to it and the notes on what it supersedes, each with the peers that get it.
             alone: it is entered only where nothing else has superseded its predecessor.
             holds: else it comes last, for what follows to uphold; False: it is a remark only, and no report.
         Raises:
@@ -281,8 +280,8 @@ class Ledger:
             connection.execute(self.store.insert(remark).values(values).on_conflict_do_nothing())
             if successor is not None:
                 self._enter_correction(connection, said, successor, destinations, alone, holds)
-            for rejection in rejections:
-                self.issued.enter(connection, rejection, rejections_to)
+            for written, receivers in beside:
+                self.issued.enter(connection, written, receivers)
             if destinations:
                 done = and_(study.c.study_uid == said.study_uid, study.c.state.in_([State.SENT, State.PURGED]))
                 connection.execute(update(study).where(done).values(state=State.REPORTED))

@@ -25,7 +25,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import DT
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
+from dicom_node.reports.groups import SAID_BY_PERSON, coded, separate, shown_name, slabs, summaries
 from dicom_node.reports.header import character_set, compare
 from dicom_node.reports.word import Verifier, observer_of
 from dicom_node.uids import derived
@@ -44,7 +44,7 @@ from labeler.sr import (
 from labeler.vocabulary import Vocabulary
 
 _CONTAINS = RelationshipTypeValues.CONTAINS
-_TARGET_REGION, _SUMMARY, _COMMENT = "123014", "121111", "121106"
+_TARGET_REGION, _SUMMARY, _COMMENT, _TITLE = "123014", "121111", "121106", "112039"
 _OBSERVER_TYPE, _PERSON = "121005", "121006"
 _UNVERIFIED_LINE, _VERIFIED_LINE = "NOT VERIFIED BY A PERSON.", "CORRECTED AND VERIFIED BY A PERSON."
 
@@ -131,7 +131,7 @@ def amended(
     Raises:
         ConfigurationError: the changes change nothing, or name images that there are not.
     """
-    before = [_slice(source, said, words) for source in sources]
+    before = slices_of(sources, said, words)
     changes, by, when = amendment.changes, amendment.by, amendment.when
     _check_ranges(changes, [source.shown_number for source in sources])
     after = [replace(item, present=_changed(item, changes, words)) for item in before]
@@ -156,9 +156,11 @@ def amended(
     return made
 
 
-def _slice(source: Source, said: ReportedLabels, words: Vocabulary) -> SliceLabels:
-    shown = said.of(str(source.sop_instance_uid), source.frame)
-    return SliceLabels(source, "", (), tuple(name for name in words.names if name in shown))
+def slices_of(sources: Sequence[Source], said: ReportedLabels, words: Vocabulary) -> list[SliceLabels]:
+    """What a report says of each of its images."""
+    shown = (said.of(str(source.sop_instance_uid), source.frame) for source in sources)
+    labels = (tuple(name for name in words.names if name in names) for names in shown)
+    return [SliceLabels(source, "", (), present) for source, present in zip(sources, labels, strict=True)]
 
 
 def _check_ranges(changes: Sequence[Change], numbers: Sequence[int]) -> None:
@@ -235,7 +237,7 @@ def _measurements(
     """The algorithm, summaries of untouched labels, those of changed ones, then the images."""
     for item in box.ContentSequence:
         children = list(item.get("ContentSequence") or [])
-        sums_up = any(child.ValueType == "NUM" for child in children)
+        sums_up = any(child.ValueType == "NUM" or _is_of_person(child) for child in children)
         sites = {label_of(child, words) for child in children if concept_of(child) == FINDING_SITE}
         if concept_of(item) != MEASUREMENT_GROUP or (sums_up and not touched & sites):
             yield item
@@ -243,6 +245,11 @@ def _measurements(
         yield from group
     for group in slabs(after, words, tracked):
         yield from group
+
+
+def _is_of_person(item: Dataset) -> bool:
+    """Is this the title of a summary of what a person said before?"""
+    return concept_of(item) == _TITLE and str(item.TextValue).endswith(SAID_BY_PERSON)
 
 
 def _said(after: Sequence[SliceLabels], labels: set[str], words: Vocabulary) -> tuple[Finding, ...]:

@@ -218,6 +218,8 @@ def _complaints_of_sheet(sheet: Dataset, source: Dataset) -> Iterator[str]:
     yield from (f"{name} has no value" for name in _TYPE_1_OF_SHEET if sheet.get(name) in (None, ""))
     if sheet.get("BurnedInAnnotation") != "NO":
         yield "it does not say that no patient is named in the picture"
+    if abs(int(sheet.get("SeriesNumber") or 0)) >= 1 << 31:
+        yield "its Series Number is no Integer String (PS3.5 6.2)"
     yield from _identity(sheet, source)
     yield from _uids(sheet)
     try:

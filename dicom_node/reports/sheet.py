@@ -15,8 +15,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from dicom_node.reports.chart import Caption, drawn
-from dicom_node.reports.header import safe_header
+from dicom_node.reports.header import compare, safe_header
+from dicom_node.reports.people import corrected_by, moment_of, upheld_by
 from dicom_node.reports.report import Context, comparison_of
+from dicom_node.reports.restated import doubts_of
 from dicom_node.uids import derived, sheet_uid
 from labeler.result import SeriesLabels
 from labeler.slices import FloatImage, Series
@@ -24,7 +26,14 @@ from labeler.vocabulary import vocabulary
 
 #: Sheet series are numbered behind those of the reports.
 _SERIES_NUMBER_AFTER = 1000
-_COPIED = ("Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber", "TimezoneOffsetFromUTC")
+_COPIED = (
+    "SpecificCharacterSet",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SoftwareVersions",
+    "DeviceSerialNumber",
+    "TimezoneOffsetFromUTC",
+)
 _IDENTITY = ("IssuerOfPatientID", "OtherPatientIDsSequence", "PatientIdentityRemoved", "DeidentificationMethod")
 
 
@@ -40,15 +49,46 @@ def sheet_of(report: Dataset, answer: SeriesLabels, pictures: Mapping[str, Float
     Args:
         pictures: `best_planes`.
     """
-    header = safe_header(context.header)
     caption = Caption(
-        f"series {header.get('SeriesNumber') or '?'}",
+        _series(context.header),
         comparison_of(answer, context).verdict,
         str(report.SOPInstanceUID),
         f"{context.finished:%Y-%m-%d %H:%M} UTC",
+        upheld_by(answer, context.upheld),
     )
-    made = _captured(report, drawn(answer, pictures, caption, vocabulary()))
-    made.SeriesDescription = f"AI evidence sheet, series {header.get('SeriesNumber') or '?'} (not verified)"[:64]
+    return _described(report, drawn(answer, pictures, caption, vocabulary()), f"{caption.series} (not verified)")
+
+
+def corrected_sheet(
+    report: Dataset,
+    before: Dataset | None,
+    answer: SeriesLabels,
+    pictures: Mapping[str, FloatImage | None],
+    header: Dataset,
+) -> Dataset:
+    """The sheet to a report that a person has corrected and verified.
+
+    Args:
+        before: the report that was corrected, where it can be read: what changed is marked.
+        answer: what the corrected report says (`restated.restated`).
+        pictures: of the best image per station; None where it cannot be shown.
+        header: of the series' first image, or what is known of it.
+    """
+    words = vocabulary()
+    people = corrected_by(report, before, answer, words)
+    verdict = compare(header, answer.stations, words).verdict
+    finished = f"corrected {moment_of(report)}".strip()
+    caption = Caption(_series(header), verdict, str(report.SOPInstanceUID), finished, people, doubts_of(report))
+    return _described(report, drawn(answer, pictures, caption, words), f"{caption.series} (verified)")
+
+
+def _series(header: Dataset) -> str:
+    return f"series {safe_header(header).get('SeriesNumber') or '?'}"
+
+
+def _described(report: Dataset, picture: NDArray[np.uint8], about: str) -> Dataset:
+    made = _captured(report, picture)
+    made.SeriesDescription = f"AI evidence sheet, {about}"[:64]
     made.DerivationDescription = f"Drawn from the report {report.SOPInstanceUID}"
     return made
 
@@ -68,16 +108,15 @@ def _captured(report: Dataset, picture: NDArray[np.uint8]) -> Dataset:
         manufacturer=str(report.Manufacturer),
         patient_orientation=("L", "P"),
         transfer_syntax_uid=RLELossless,
-        contributing_equipment=list(report.ContributingEquipmentSequence)[:1],
     )
     for keyword in (*_COPIED, *_IDENTITY):
         if report.get(keyword):
             made[keyword] = report[keyword]
-    made.SpecificCharacterSet = report.SpecificCharacterSet
     made.PatientOrientation = made.Laterality = None  # a drawing lies in no patient's direction
     made.BurnedInAnnotation = "NO"
     made.RecognizableVisualFeatures = "NO"
-    made.ContributingEquipmentSequence = report.ContributingEquipmentSequence
+    if report.get("ContributingEquipmentSequence"):
+        made.ContributingEquipmentSequence = report.ContributingEquipmentSequence
     for moment in ("Content", "InstanceCreation", "Series"):
         setattr(made, f"{moment}Date", report.ContentDate)
         setattr(made, f"{moment}Time", report.ContentTime)

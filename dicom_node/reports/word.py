@@ -52,12 +52,24 @@ class Word:
 
 def word_of(report: Dataset, words: Vocabulary) -> Word | None:
     """The word of a verified report; None where it carries no labels to read, as a text copy of one."""
-    said, people = read_report(report, words), report.get("VerifyingObserverSequence")
-    has_groups = any(concept_of(item) == IMAGING_MEASUREMENTS for item in report.get("ContentSequence") or [])
-    if said is None or not people or not has_groups:
+    said, by = read_report(report, words), verifier_of(report)
+    if said is None or by is None or not has_groups(report):
+        return None
+    return Word(str(report.SOPInstanceUID), by, said)
+
+
+def has_groups(report: Dataset) -> bool:
+    """Does it tell labels image by image? A text copy does not."""
+    return any(concept_of(item) == IMAGING_MEASUREMENTS for item in report.get("ContentSequence") or [])
+
+
+def verifier_of(report: Dataset) -> Verifier | None:
+    """Who answers for a report; None where nobody does."""
+    people = report.get("VerifyingObserverSequence")
+    if not people:
         return None
     name, organization = (_tidy(people[0].get(f"Verifying{part}")) for part in ("ObserverName", "Organization"))
-    return Word(str(report.SOPInstanceUID), Verifier(name or "Unnamed", organization), said)
+    return Verifier(name or "Unnamed", organization)
 
 
 def _tidy(value: object) -> str:

@@ -12,14 +12,15 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import BasicTextSRStorage
 
-from dicom_node.corrections import _revised, amend, export, shown
+from dicom_node.corrections import _revised, amend, export
 from dicom_node.demo.archive import Archive
+from dicom_node.desk.corrections import shown
 from dicom_node.desk.status import story
 from dicom_node.errors import ConfigurationError, Quarantine, Superseded
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.rendition import rendition
 from dicom_node.reports.report import encode
-from dicom_node.study import Delivery, RemarkKind, State
+from dicom_node.study import Delivery, Kind, RemarkKind, State
 from labeler.preprocess import PreprocessSpec
 from labeler.vocabulary import vocabulary
 from tests.factories import a_dispute, a_series
@@ -76,9 +77,11 @@ def test_two_corrections_of_one_report_make_no_rivals(bench: Bench, study: str, 
     first = corrected(bench, study, Change(a_label_of(bench, study), False))
     remark, _ = bench.ledger.remarks()[0]
     rival = replace(first, sop_instance_uid="1.2.3", predecessor=remark.report_uid)
+    beside = [(replace(rival, sop_instance_uid="1.2.4", predecessor=None, kind=Kind.SHEET), ["pacs"])]
+    again = replace(remark, sop_instance_uid="1.2.3")
     with pytest.raises(Superseded, match=f"amend {first.sop_instance_uid}"):
-        bench.ledger.enter_remark(replace(remark, sop_instance_uid="1.2.3"), tmp_path, rival, ["pacs"], alone=True)
-    assert bench.ledger.issued.report("1.2.3") is None
+        bench.ledger.enter_remark(again, tmp_path, rival, ["pacs"], beside, alone=True)
+    assert bench.ledger.issued.report("1.2.3") is bench.ledger.issued.sheet("1.2.4") is None
     assert len(bench.ledger.remarks()) == 1
 
 

@@ -84,6 +84,7 @@ HARMS: dict[str, Callable[[Dataset], None]] = {
     "cannot be decoded": lambda s: setattr(s, "PixelData", s.PixelData[:400]),
     "ConversionType has no value": lambda s: delattr(s, "ConversionType"),
     "no patient is named": lambda s: setattr(s, "BurnedInAnnotation", "YES"),
+    "Series Number": lambda s: setattr(s, "SeriesNumber", 1 << 31),
     "is no UID": lambda s: setattr(s, "SeriesInstanceUID", "1.2.x"),
 }
 

@@ -57,6 +57,17 @@ def test_untouched_summaries_keep_their_certainty_and_changed_ones_claim_none() 
     assert not any(line.startswith("Liver") and "certainty" in line for line in lines)
 
 
+def test_what_a_person_said_before_stays_said_by_a_person() -> None:
+    first = corrected(Change("liver", False, 4, 5))
+    said = read_report(first, WORDS)
+    assert said is not None
+    again = Amendment([Change("kidney", True)], WHO, WHEN)
+    lines = titles(amended(first, said, [item.source for item in ANSWER.slices], IMAGES[0], again, WORDS))
+    (liver,) = (line for line in lines if line.startswith("Liver"))
+    assert liver == "Liver: images 6 (1 of 6), best 6, said by a person"
+    assert sum(line.startswith("Kidney") for line in lines) == 1
+
+
 def test_it_is_verified_final_and_names_its_predecessor() -> None:
     made = corrected(Change("liver", False), comment="resected")
     (observer,) = made.VerifyingObserverSequence
