@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.desk.shell import Chosen, complaints, console, explained, kept_ledger, settings, show
+from dicom_node.desk.shell import Chosen, complaints, console, explained, kept_ledger, monitored, settings, show
 from dicom_node.desk.tables import counted
 from dicom_node.study import State
 
@@ -36,6 +36,44 @@ def status(
         source = Chosen.config or "the defaults"
         console.print(f"{wanted.ae_title}: {wanted.home}, settings from {source}", highlight=False)
     show(*(story(ledger, study) if study else (health(findings(wanted, ledger)), *overview(ledger))))
+
+
+@app.command()
+@monitored
+def health(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: well, and the findings.")] = False,
+) -> None:
+    """What needs a person, for monitors: exits with 0 where nothing does, 1 where something does, 2 without an answer.
+
+    Studies that were laid aside and deliveries that were given up are not among it; `metrics` counts them.
+    """
+    from dicom_node.desk import health as node
+
+    wanted = settings()
+    with node.answering(kept_ledger(wanted)) as ledger:
+        found = list(node.findings(wanted, ledger))
+    if as_json:
+        typer.echo(node.as_json(found))
+    else:
+        from dicom_node.desk.status import health as table_of
+
+        typer.echo(node.headline(found))
+        show(table_of(found))
+    if any(item.remedy for item in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+@monitored
+def metrics() -> None:
+    """The node in figures, in Prometheus' text format; exits with 2 and prints none where they cannot be had."""
+    from dicom_node.desk.health import answering
+    from dicom_node.desk.metrics import exposition
+
+    wanted = settings()
+    with answering(kept_ledger(wanted)) as ledger:
+        text = exposition(wanted, ledger)
+    typer.echo(text, nl=False)
 
 
 @app.command()

@@ -6,20 +6,24 @@ A backlog is told by time: what waits, and since when. Clocks are compared where
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, study
 from dicom_node.settings import Settings
-from dicom_node.study import OPEN, UNFIT, State
+from dicom_node.study import OPEN, UNFIT, Delivery, Pulse, State
 from dicom_node.tasks import Bell, connect
 
 #: Seconds that clocks may differ.
@@ -52,18 +56,52 @@ class Finding:
     remedy: str = ""
 
 
-def findings(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
-    """Everything that was looked at, in the order of a study's way."""
+def findings(settings: Settings, ledger: Ledger, ahead: Iterable[tuple[str, float]] | None = None) -> Iterator[Finding]:
+    """Everything that was looked at, in the order of a study's way; `ahead`: the `skews`, where they are known."""
     yield from _processes(settings, ledger)
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
     yield from _disk(settings)
-    yield from _clocks(settings, ledger)
+    clocks = dict(skews(settings, ledger) if ahead is None else ahead)
+    if settings.broker and "broker" not in clocks:
+        yield Finding("broker", "does not answer", "start it; the ledger keeps all work until then")
+    yield from _clocks(clocks)
+
+
+def headline(found: Sequence[Finding]) -> str:
+    """All of it in one line, as monitors show it."""
+    ailing = [f"{item.what} ({item.state})" for item in found if item.remedy]
+    return f"{len(ailing)} of {len(found)} need a person: {', '.join(ailing)}" if ailing else "well"
+
+
+def as_json(found: Sequence[Finding]) -> str:
+    """The same for programs."""
+    well = not any(item.remedy for item in found)
+    return json.dumps({"well": well, "findings": [asdict(item) for item in found]}, indent=2)
+
+
+@contextmanager
+def answering(ledger: Ledger) -> Iterator[Ledger]:
+    """A ledger for one question: where it goes away meanwhile, or `home` is closed to us, that is told in one line."""
+    try:
+        yield ledger
+    except OSError as error:
+        raise ConfigurationError(f"{error}; ask as the user that the node runs as") from error
+    except SQLAlchemyError as error:
+        why = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise Retry(f"the ledger does not answer ({why}): check the database and `ledger`") from error
+    finally:
+        ledger.engine.dispose()
+
+
+def signs_of(ledger: Ledger) -> list[Pulse]:
+    """The last sign of every process that is still spoken of."""
+    now = ledger.clock()
+    return [sign for sign in ledger.pulses.all() if sign.seen_at > now - _FORGOTTEN]
 
 
 def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
-    now = ledger.clock()
-    signs = [sign for sign in ledger.pulses.all() if sign.seen_at > now - _FORGOTTEN]
+    now, signs = ledger.clock(), signs_of(ledger)
     for sign in signs:
         silent = now - sign.seen_at
         if silent > settings.stall_seconds:
@@ -105,8 +143,10 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
         f"{count} studies{_since(now, oldest)}; in the last hour {came} came, {went} were reported",
         "start another worker: dicom-node worker --queues label" if late else "",
     )
-    waiting = and_(delivery.c.state.in_(OPEN), delivery.c.attempts > 0)
-    tried: Any = select(func.count(), func.max(delivery.c.attempts)).where(waiting)
+    # the first attempt may be under way, or have stored what only its commitment is awaited of
+    over = and_(delivery.c.state == Delivery.WAITING, delivery.c.lease_until <= now)
+    failed = or_(delivery.c.attempts > 1, and_(delivery.c.attempts == 1, over))
+    tried: Any = select(func.count(), func.max(delivery.c.attempts)).where(delivery.c.state.in_(OPEN), failed)
     count, worst = tuple(ledger.rows(tried)[0])
     remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
@@ -125,8 +165,8 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk of home", state)
 
 
-def _clocks(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
-    for name, seconds in skews(settings, ledger):
+def _clocks(ahead: Mapping[str, float]) -> Iterator[Finding]:
+    for name, seconds in ahead.items():
         off = abs(seconds) > SKEW
         state = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} ours" if off else "as ours"
         yield Finding(f"clock of the {name}", state, "let both machines follow one time server (NTP)" if off else "")

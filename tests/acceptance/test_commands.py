@@ -18,6 +18,7 @@ from pydicom import dcmread
 
 from dicom_node.ledger import Ledger
 from dicom_node.settings import load_settings
+from dicom_node.study import Pulse
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, saved
 from tests.integration.test_ledger import laid_aside
@@ -200,6 +201,32 @@ def test_a_study_that_waits_for_a_person_is_dismissed(tmp_path: Path) -> None:
     again = run(*ask, "dismiss", "1.2.3", "--because", "a phantom", folder=tmp_path, check=False)
     assert (again.returncode, "is dismissed already" in again.stderr) == (1, True)
     assert run(*ask, "retry", "1.2.3", folder=tmp_path).stdout == "queued again\n"
+
+
+def test_health_and_metrics_answer_monitors_by_their_exit_codes(tmp_path: Path) -> None:
+    config = a_config(tmp_path)
+
+    def asked(*words: str) -> subprocess.CompletedProcess[str]:
+        return run("dicom-node", "--config", config, *words, folder=tmp_path, check=False)
+
+    for words in (["health"], ["health", "--json"], ["metrics"]):
+        done = asked(*words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "no node has run here yet" in done.stderr
+    ledger = Ledger(load_settings(config).ledger_url)
+    for part in ("receive", "watch", "label", "deliver"):
+        ledger.pulses.enter(Pulse(f"{part}@here", "waiting", time.time()))
+    well = asked("health")
+    assert (well.returncode, well.stdout.partition("\n")[0]) == (0, "well")
+    assert json.loads(asked("health", "--json").stdout)["well"] is True
+    ledger.pulses.leave("watch@here")
+    ill = asked("health")
+    assert ill.returncode == 1
+    assert ill.stdout.startswith("1 of 8 need a person: watch (does not run)\n")
+    assert "start `dicom-node watch`" in ill.stdout
+    told = asked("metrics")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "dicom_node_well 0.0\n" in told.stdout
 
 
 def test_a_port_that_is_taken_is_told_and_not_fought_for(tmp_path: Path) -> None:

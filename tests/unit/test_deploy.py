@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,3 +40,19 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert len(units) == 6
     shown = tool("systemd-analyze", "verify", *units)
     assert shown.stdout + shown.stderr == ""
+
+
+def test_the_figures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """The cron line, as `sh` runs it; another program stands in for the account and the node's command."""
+    lines = (DEPLOY / "cron" / "dicom-node").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("* "))
+    assert {"DICOM_NODE_CONFIG", "FIGURES"} <= {line.partition("=")[0] for line in lines}
+    schedule, command = line.split(" root ")
+    assert schedule == "* * * * *"
+    node = "runuser -u dicom-node -- /opt/dicom-node/bin/dicom-node metrics"
+    assert command.count(node) == 1
+    figures = tmp_path / "node.prom"
+    for stand_in, wanted in (("echo 1", "1\n"), ("echo 2; false", "1\n"), ("echo 3", "3\n")):
+        script = command.replace(node, f"sh -c '{stand_in}'")
+        subprocess.run(["sh", "-c", script], env={**os.environ, "FIGURES": str(figures)}, check=False)
+        assert figures.read_text() == wanted
