@@ -1,4 +1,4 @@
-"""What a process and its children cost, processor seconds and memory, and who listens, as Linux tells; tables for people."""
+"""What a process and its children cost (processor seconds, memory) and who listens, as Linux tells; and tables."""
 
 from __future__ import annotations
 
