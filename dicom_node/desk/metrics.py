@@ -87,8 +87,8 @@ def _counts(settings: Settings, ledger: Ledger) -> Iterator[Figure]:
     yield Figure("unlabelled_images", "Images without labels, by the reason.", ("reason",), left_out)
     refused: dict[tuple[str, ...], float] = {(kind,): 0 for kind in (*_REFUSALS, OTHER)}
     by_reason: Any = select(refusal.c.reason, func.sum(refusal.c.count)).group_by(refusal.c.reason)
-    for row in ledger.rows(by_reason):
-        refused[kind_of(row[0]),] += int(row[1])
+    for reason, count in map(tuple, ledger.rows(by_reason)):
+        refused[kind_of(reason),] += int(count)
     yield Figure("refusals", "Associations and objects refused, of those that are kept.", ("reason",), refused)
 
 
