@@ -248,3 +248,14 @@ def listen(entity: ApplicationEntity, address: tuple[str, int], handlers: list[A
     listener: Listener = entity.make_server(address, evt_handlers=handlers, server_class=Listener, **options)
     listener.start()
     return listener
+
+
+def trouble_at(host: str, port: int) -> OSError | None:
+    """Why nobody could listen there now, another listener included; None: one could."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return None

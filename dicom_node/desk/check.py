@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
 from dicom_node.association.tls import server_context
+from dicom_node.association.transport import trouble_at
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine
@@ -44,7 +46,7 @@ class Row:
 
 def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     """Everything, in the order of the file; `ask`: the broker, the database and every peer with a port too."""
-    yield Row("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}")
+    yield _tried("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", lambda: _may_listen(settings))
     yield from _own(settings)
     if settings.ledger_file is None and ask:
         yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_answers(settings.ledger_url))
@@ -102,6 +104,19 @@ def _tried(what: str, setting: str, look: Callable[[], str]) -> Row:
 def _shown(url: str) -> str:
     """Without the password."""
     return url.rsplit("@", 1)[-1]
+
+
+def _may_listen(settings: Settings) -> str:
+    taken = []
+    for port in (settings.port, *([settings.tls.port] if settings.tls else [])):
+        trouble = trouble_at(settings.bind, port)
+        if trouble is not None and trouble.errno != errno.EADDRINUSE:
+            below = ": let the service bind ports below 1024 (CAP_NET_BIND_SERVICE)" if port < 1024 else ""
+            raise ConfigurationError(
+                f"cannot listen at {settings.bind}:{port} ({trouble.strerror}){below}; or set another `bind` or `port`"
+            )
+        taken += [str(port)] if trouble else []
+    return f"{' and '.join(taken)} taken: by this node if it runs, else by another program" if taken else "free"
 
 
 def _existing(home: Path) -> Path:

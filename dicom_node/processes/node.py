@@ -15,6 +15,7 @@ from typing import IO
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.association.transport import trouble_at
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.processes.supervise import Program, Supervisor
@@ -84,22 +85,12 @@ def await_ports(settings: Settings, patience: float = 10.0) -> None:
     """
     deadline = time.monotonic() + patience
     for port in (settings.port, settings.tls.port if settings.tls else 0):
-        while (trouble := _trouble_at(settings.bind, port)) is not None:
+        while (trouble := trouble_at(settings.bind, port)) is not None:
             taken = trouble.errno == errno.EADDRINUSE
             if not taken or time.monotonic() > deadline:
                 told = "is another `dicom-node up` running?" if taken else "see bind and port in the settings"
                 raise ConfigurationError(f"{settings.bind}:{port}: {trouble.strerror}; {told}")
             time.sleep(0.2)
-
-
-def _trouble_at(host: str, port: int) -> OSError | None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error
-    return None
 
 
 @contextmanager

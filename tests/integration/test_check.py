@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,18 @@ def test_defaults_are_well_and_leave_nothing_behind(tmp_path: Path) -> None:
     assert seen["home"].state == f"will be made in {tmp_path}"
     assert seen["bundle"].state.startswith("loads: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_place_where_nobody_can_listen_is_told(tmp_path: Path) -> None:
+    here = check(tmp_path, bind="127.0.0.1", port=free_port())["we are"]
+    assert (here.state, here.well) == ("free", True)
+    elsewhere = check(tmp_path, bind="192.0.2.1")["we are"]  # of no machine (RFC 5737)
+    assert (elsewhere.state.startswith("cannot listen at 192.0.2.1:11112 ("), elsewhere.well) == (True, False)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = check(tmp_path, bind="127.0.0.1", port=port)["we are"]
+        assert taken.state == f"{port} taken: by this node if it runs, else by another program"
 
 
 @pytest.mark.usefixtures("no_model")
