@@ -91,8 +91,8 @@ where that was stored there (IHE IOCM).
 
 Stored: {stored}, other warnings, and 0x0111, since nothing but the same object has its UID. Tried again with growing
 pauses: 0xA7xx, 0x0210, 0x0213, no answer, no association; 0x0110 too, but ten times at most. All other answers lay the
-delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID. A peer that
-fails several times in a row rests, and is then tried with one object at a time.
+delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID, `deliveries
+dismiss` leaves it at that. A peer that fails several times in a row rests, and is then tried with one object at a time.
 
 A peer with `tls = true` is called over TLS only (1.2 with ECDHE and AEAD, or 1.3), with our certificate. Its own must
 come from the CA of the settings and name the host that we call, unless `verify_names = false`.
