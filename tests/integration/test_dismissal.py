@@ -231,6 +231,20 @@ def test_dismissed_studies_go_as_finished_ones_do_and_promised_ones_stay(ledger:
     assert ledger.holdings.purgeable(500.0, early=True) == []
 
 
+def test_what_changes_nothing_leaves_a_study_that_waits_for_a_person_where_it_was(ledger: Ledger) -> None:
+    reported(ledger, "pacs")
+    answered(ledger, "pacs", Delivery.FAILED)
+    ledger.add_instance(an_instance(3))
+    (row,) = ledger.receiving()
+    ledger.complete(row, "quiet")
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    assert ledger.settle(lease, [a_report()], [], ["pacs"], "ct1") == State.QUARANTINED
+    assert (state(ledger), reason(ledger)) == (State.QUARANTINED, "delivery to pacs failed: 0xA900")
+    assert ledger.deliveries.dismiss(WORD, "pacs") == 1
+    assert state(ledger) == State.SENT
+
+
 def while_it_is_laid_aside(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, order: Callable[[], object]) -> None:
     """Of two failed deliveries one is tried again and arrives; an order about the other comes at that moment."""
     reported(ledger, "pacs", "vna")
