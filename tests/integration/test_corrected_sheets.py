@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from dicom_node.cli import app
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
+from dicom_node.reconcile import reconcile
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.gate import evidence_of
 from dicom_node.reports.palette import FAINT, PANEL, PERSON, WARNING, Colour
@@ -299,3 +300,15 @@ def test_doubts_are_the_summary_s(bench: Bench, study: str) -> None:
     text = next(str(e.value) for e in report.iterall() if e.keyword == "TextValue" and "Body stations" in str(e.value))
     listed = text.partition("Not sure: ")[2].splitlines()
     assert doubts_of(report) == (listed[0] if listed else "")
+
+
+def test_one_is_drawn_again_where_the_sheet_before_it_is_lost_too(bench: Bench, study: str) -> None:
+    written = corrected(bench, study, Change("urinary_bladder", True, 3, 4))
+    deliver_until_done(bench)
+    lost = [sheet_to(bench, report).path for report in (the_report(bench, study), written)]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    bench.label(study)
+    assert [path.read_bytes() for path in lost] == before
