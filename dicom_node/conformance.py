@@ -91,7 +91,8 @@ where that was stored there (IHE IOCM).
 
 Stored: {stored}, other warnings, and 0x0111, since nothing but the same object has its UID. Tried again with growing
 pauses: 0xA7xx, 0x0210, 0x0213, no answer, no association; 0x0110 too, but ten times at most. All other answers lay the
-delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID. A peer that
+delivery aside with the archive's words; `dicom-node deliveries retry` tries it again, under the same UID, `deliveries
+dismiss` leaves it at that. A peer that
 fails several times in a row rests, and is then tried with one object at a time.
 
 A peer with `tls = true` is called over TLS only (1.2 with ECDHE and AEAD, or 1.3), with our certificate. Its own must
@@ -201,7 +202,8 @@ def statement(words: Vocabulary) -> str:
                 ("AE title", shown.ae_title),
                 ("port", shown.port),
                 ("PDU size received", f"{MAXIMUM_PDU} bytes"),
-                ("associations at a time, of one host", f"{shown.associations}, {shown.associations_per_host}"),
+                ("receivers that share the port", shown.receivers or "two where there are two processors, else one"),
+                ("associations at a time, of one host", f"{shown.associations}, {shown.associations_per_host} each"),
                 ("time for the association request", f"{shown.request_timeout:g} s"),
                 ("largest object", f"{shown.instance_limit_mib} MiB"),
                 ("ARTIM, DIMSE and idle timeout", f"{shown.network_timeout:g} s"),
