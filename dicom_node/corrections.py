@@ -188,13 +188,15 @@ def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: st
             f"{len(missing)} of the {len(said.images)} images of report {report_uid} are no longer in the spool; "
             "push the study again, then amend"
         )
+    framed = {uid for uid, frame in said.seen if frame is not None}
     sources: list[Source] = []
     for sop_class, uid in said.images:
         header = dcmread(paths[uid], stop_before_pixels=True, specific_tags=["InstanceNumber", "NumberOfFrames"])
         number = instance_number(header)
         frames: list[int | None] = [None]
-        if (uid, None) not in said.seen and int(header.get("NumberOfFrames") or 1) > 1:
-            frames = list(range(1, int(header.NumberOfFrames) + 1))
+        count = int(header.get("NumberOfFrames") or 1)
+        if (uid, None) not in said.seen and (count > 1 or uid in framed):  # an Enhanced image may have one frame
+            frames = list(range(1, count + 1))
         sources += [Source(len(sources), uid, sop_class, frame, number) for frame in frames]
     return sources
 
