@@ -122,12 +122,22 @@ def _drawn(settings: Settings, ledger: Ledger, written: WrittenReport, report: D
     sources = _sources(said, instances, written.sop_instance_uid)
     known = json.loads(written.summary or "{}")
     modality: Modality = "MR" if of_series[said.images[0][1]].modality == "MR" else "CT"
-    plane = None if any(source.frame for source in sources) else known.get("plane")  # frames stand as in their file
+    frames = any(source.frame for source in sources)  # they stand as in their file
+    plane = None if frames or not _as_labelled(ledger, written, said) else known.get("plane")
     answer = restated(report, said, sources, modality, plane, words)
     pictures = best_pictures(settings, answer, {uid: one.path for uid, one in of_series.items()})
     named = (ledger.issued.report(uid) for uid in predecessors_of(report))
     before = next((dcmread(row.path) for row in named if row is not None and row.path.exists()), None)
     return corrected_sheet(report, before, answer, pictures, _header(said, instances) or _claim(known))
+
+
+def _as_labelled(ledger: Ledger, written: WrittenReport, said: ReportedLabels) -> bool:
+    """Do a report's images stand as in the model's report on them, along the body? Other systems sort as they like."""
+    content = written.source_series_uid, written.content
+    of_study = ledger.issued.of_study(written.study_uid)
+    first = next((one for one in of_study if (one.source_series_uid, one.content) == content), written)
+    labelled = read_report(dcmread(first.path), vocabulary()) if first.path.exists() else None
+    return labelled is not None and labelled.images == said.images
 
 
 def draw_lost_sheet(settings: Settings, ledger: Ledger, spool: Spool, series_uid: str) -> None:
@@ -188,13 +198,15 @@ def _sources(said: ReportedLabels, instances: Sequence[Instance], report_uid: st
             f"{len(missing)} of the {len(said.images)} images of report {report_uid} are no longer in the spool; "
             "push the study again, then amend"
         )
+    framed = {uid for uid, frame in said.seen if frame is not None}
     sources: list[Source] = []
     for sop_class, uid in said.images:
         header = dcmread(paths[uid], stop_before_pixels=True, specific_tags=["InstanceNumber", "NumberOfFrames"])
         number = instance_number(header)
         frames: list[int | None] = [None]
-        if (uid, None) not in said.seen and int(header.get("NumberOfFrames") or 1) > 1:
-            frames = list(range(1, int(header.NumberOfFrames) + 1))
+        count = int(header.get("NumberOfFrames") or 1)
+        if (uid, None) not in said.seen and (count > 1 or uid in framed):  # an Enhanced image may have one frame
+            frames = list(range(1, count + 1))
         sources += [Source(len(sources), uid, sop_class, frame, number) for frame in frames]
     return sources
 

@@ -242,8 +242,8 @@ class Pipeline:
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]
     ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
+        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].series_uid)
         if known := self._known_of(instances):
-            draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].series_uid)
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):

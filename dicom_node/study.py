@@ -24,7 +24,7 @@ class State(StrEnum):
     LABELLING = "labelling"
     #: Reports are written; deliveries are under way.
     REPORTED = "reported"
-    #: Every report has been answered with success by every destination.
+    #: Every report has been answered with success by every destination, or a person has said that it need not arrive.
     SENT = "sent"
     #: Complete, but no image could be labelled; the reasons are in the ledger.
     UNLABELLED = "unlabelled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
 from collections.abc import Mapping
 
@@ -49,6 +50,9 @@ def _who() -> str:
 def what_follows(settings: Settings, study: str = "") -> str:
     """What becomes of the images of a study that was dismissed, and how to take it back."""
     back = f"retry {study}" if study else "retry --dismissed"
+    if math.isinf(settings.retention_days):
+        stay = "Its images stay" if study else "Images stay"
+        return f"{stay} (retention_days = inf); `dicom-node {back}` takes it back."
     return (
         f"Images go {settings.retention_days:g} days after the last one came, sooner where the disk runs low, and none "
         f"while a delivery of its study is owed; until then `dicom-node {back}` takes it back."

@@ -47,6 +47,7 @@ class Deliveries:
         again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
         changed = update(delivery).where(failed).values(again).returning(delivery.c.study_uid)
         studies = list(connection.execute(changed).scalars())
+        _lock_studies(connection, studies)
         done = study.c.state.in_([State.SENT, State.PURGED]) if Delivery.DISMISSED in given_up else false()
         stuck = and_(study.c.study_uid.in_(set(studies)), or_(is_undelivered(), done))
         connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
@@ -61,8 +62,8 @@ class Deliveries:
         given_up = [Delivery.FAILED] if report_uid is None else [Delivery.FAILED, Delivery.DISMISSED]
         waiting = and_(wanted, delivery.c.state == Delivery.WAITING)
         with self.store.engine.begin() as connection:
-            self.retry(connection, wanted, given_up)
             due = connection.execute(update(delivery).where(waiting).values(next_at=0.0, rung_at=0.0)).rowcount
+            due += self.retry(connection, wanted, given_up)  # after it: who has an answer locks its delivery first
             self.destinations.wake(connection, to)
         return due
 
@@ -77,6 +78,7 @@ class Deliveries:
         with self.store.engine.begin() as connection:
             dismissed = update(delivery).where(failed).values(values).returning(delivery.c.study_uid)
             studies = list(connection.execute(dismissed).scalars())
+            _lock_studies(connection, studies)
             for study_uid in sorted(set(studies)):
                 stuck = and_(study.c.study_uid == study_uid, is_undelivered())
                 connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
@@ -262,6 +264,12 @@ class Deliveries:
         return len(answered)
 
 
+def _lock_studies(connection: Connection, study_uids: Iterable[str]) -> None:
+    """Wait for whoever concludes one of these, or its new state would not be seen."""
+    for study_uid in sorted(set(study_uids)):
+        lock_study(connection, study_uid)
+
+
 def _conclude(connection: Connection, study_uid: str) -> None:
     """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand; two last ones wait for each other."""
     lock_study(connection, study_uid)
@@ -270,11 +278,11 @@ def _conclude(connection: Connection, study_uid: str) -> None:
     if states <= DONE:
         connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
     elif Delivery.FAILED in states:
-        told = _failure(connection, study_uid)
+        told = failure_of(connection, study_uid)
         connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=told))
 
 
-def _failure(connection: Connection, study_uid: str) -> str:
+def failure_of(connection: Connection, study_uid: str) -> str:
     """Why a study is laid aside of which a delivery has failed."""
     failed = and_(delivery.c.study_uid == study_uid, delivery.c.state == Delivery.FAILED)
     row = connection.execute(select(delivery.c.destination, delivery.c.detail).where(failed).limit(1)).one()

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger.arrivals import Arrivals
-from dicom_node.ledger.deliveries import Deliveries, states_of
+from dicom_node.ledger.deliveries import Deliveries, failure_of, states_of
 from dicom_node.ledger.holdings import Holdings
 from dicom_node.ledger.issued import Issued, overtaken_by
 from dicom_node.ledger.migrations import bring_up
@@ -38,6 +38,7 @@ from dicom_node.study import (
     DONE,
     FILES_GONE,
     Absent,
+    Delivery,
     Instance,
     Kind,
     Lease,
@@ -234,6 +235,8 @@ class Ledger:
         states = states_of(connection, study_uid)
         if not states:
             return State.REPORTED, "no destination is configured; the reports lie in the spool"
+        if Delivery.FAILED in states:
+            return State.QUARANTINED, failure_of(connection, study_uid)
         return (State.SENT, "") if states <= DONE else (State.REPORTED, "")
 
     def _note(self, connection: Connection, study_uid: str, peer: str, notes: Iterable[NotLabelled]) -> None:

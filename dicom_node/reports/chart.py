@@ -92,14 +92,14 @@ def _heading(pen: ImageDraw.ImageDraw, answer: SeriesLabels, caption: Caption) -
     pen.rounded_rectangle((right - wide - 40, 36, right, 84), 24, outline=colour, width=2)
     pen.text((right - 20, 60), warning, colour, font(22), anchor="rm")
     room = right - EDGE - pen.textlength(about, font(23)) - 40
-    pen.text((right, 110), _cut(pen, "; ".join(people.told), room), PERSON, font(20), anchor="rm")
+    pen.text((right, 110), _cut(pen, "; ".join(people.told), room, 20), PERSON, font(20), anchor="rm")
 
 
-def _cut(pen: ImageDraw.ImageDraw, text: str, room: float) -> str:
+def _cut(pen: ImageDraw.ImageDraw, text: str, room: float, size: int) -> str:
     """As much of a line as there is room for."""
     lengths = range(len(text), 0, -1)
     cuts = (text[:length] + "..." * (length < len(text)) for length in lengths)
-    return next((cut for cut in cuts if pen.textlength(cut, font(20)) <= room), "")
+    return next((cut for cut in cuts if pen.textlength(cut, font(size)) <= room), "")
 
 
 def _images(count: int) -> str:
@@ -218,7 +218,8 @@ def _legend(pen: ImageDraw.ImageDraw, caption: Caption) -> None:
         pen.text((x + 40, y), text, GREY, font(16), anchor="lm")
         x += 40 + pen.textlength(text, font(16)) + 34
     if caption.doubts:
-        pen.text((EDGE, y - 30), f"The model was not sure: {caption.doubts}", GREY, font(16), anchor="lm")
+        told = _cut(pen, f"The model was not sure: {caption.doubts}", TILES[0] - EDGE - 20, 16)
+        pen.text((EDGE, y - 30), told, GREY, font(16), anchor="lm")
 
 
 def _legend_items(people: Correction) -> Iterator[tuple[str, Callable[[ImageDraw.ImageDraw, int, int], None]]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,17 +14,23 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
 
+from dicom_node import corrections
 from dicom_node.cli import app
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
+from dicom_node.reconcile import reconcile
 from dicom_node.reports.amend import Amendment, Change
+from dicom_node.reports.chart import Caption, drawn
 from dicom_node.reports.gate import evidence_of
-from dicom_node.reports.palette import FAINT, PANEL, PERSON, WARNING, Colour
+from dicom_node.reports.header import Agreement, Verdict
+from dicom_node.reports.palette import FAINT, PANEL, PERSON, TILES, WARNING, Colour
 from dicom_node.reports.people import corrected_by, moment_of, upheld_by
 from dicom_node.reports.restated import bundle_of, doubts_of, restated
+from dicom_node.reports.sheet import corrected_sheet
 from dicom_node.reports.word import Verifier, word_of
 from dicom_node.study import Delivery, State, WrittenReport
 from dicom_node.uids import sheet_uid
+from labeler.result import SeriesLabels
 from labeler.sr import read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer, as_enhanced
@@ -299,3 +307,44 @@ def test_doubts_are_the_summary_s(bench: Bench, study: str) -> None:
     text = next(str(e.value) for e in report.iterall() if e.keyword == "TextValue" and "Body stations" in str(e.value))
     listed = text.partition("Not sure: ")[2].splitlines()
     assert doubts_of(report) == (listed[0] if listed else "")
+
+
+def test_one_is_drawn_again_where_the_sheet_before_it_is_lost_too(bench: Bench, study: str) -> None:
+    written = corrected(bench, study, Change("urinary_bladder", True, 3, 4))
+    deliver_until_done(bench)
+    lost = [sheet_to(bench, report).path for report in (the_report(bench, study), written)]
+    before = [path.read_bytes() for path in lost]
+    for path in lost:
+        path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    bench.label(study)
+    assert [path.read_bytes() for path in lost] == before
+
+
+@pytest.mark.parametrize(("step", "plane"), [(1, "axial"), (-1, None)])
+def test_ends_are_named_only_where_a_workstation_left_the_images_in_the_order_of_the_body(
+    bench: Bench, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, plane: str | None
+) -> None:
+    answers: list[SeriesLabels] = []
+
+    def seen(report: Dataset, before: Dataset | None, answer: SeriesLabels, *others: Any) -> Dataset:
+        answers.append(answer)
+        return corrected_sheet(report, before, answer, *others)
+
+    monkeypatch.setattr(corrections, "corrected_sheet", seen)
+    theirs = made_elsewhere(study, tmp_path, Change(a_label_of(bench, study), False))
+    series = theirs.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    series.ReferencedSOPSequence = series.ReferencedSOPSequence[::step]
+    heard(bench, study, theirs)
+    said = Amendment([Change("brain", True)], WHO, WHEN)
+    amend(bench.settings, bench.ledger, bench.spool, str(theirs.SOPInstanceUID), said)
+    assert [answer.plane for answer in answers] == [plane]
+
+
+def test_many_doubts_are_cut_short_and_cover_no_picture() -> None:
+    answer = an_answer(a_series("torso", IMAGES, name="remarks"), lambda _: ("chest",))
+    caption = Caption("series 3", Verdict("CHEST", "CHEST", Agreement.AGREE), "1.2", "now")
+    doubted = replace(caption, doubts=", ".join(vocabulary().names))
+    pictures = [drawn(answer, {"chest": None}, one, vocabulary()) for one in (caption, doubted)]
+    columns = np.flatnonzero((pictures[0] != pictures[1]).any(axis=(0, 2)))
+    assert 1000 < columns.max() < TILES[0]

@@ -23,9 +23,9 @@ from dicom_node.reports.report import encode
 from dicom_node.study import Delivery, Kind, RemarkKind, State
 from labeler.preprocess import PreprocessSpec
 from labeler.vocabulary import vocabulary
-from tests.factories import a_dispute, a_series
+from tests.factories import a_dispute, a_series, as_enhanced
 from tests.parts import Bench, told
-from tests.remarks import IMAGES, WHEN, WHO, a_label_of, corrected, heard, the_report
+from tests.remarks import IMAGES, WHEN, WHO, a_label_of, corrected, heard, labels_of, the_report
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump
 from training.hospital import read_hospital
 
@@ -205,3 +205,12 @@ def test_images_that_have_left_are_passed_over(bench: Bench, study: str, tmp_pat
     for instance in bench.ledger.instances(study):
         instance.path.unlink()
     assert export(bench.ledger, tmp_path / "corrected") == 0
+
+
+def test_a_file_of_one_frame_keeps_its_labels(bench: Bench) -> None:
+    study = bench.take([as_enhanced(a_series("torso", IMAGES, name="one frame")[2:3])])
+    bench.label(study)
+    (before,) = labels_of(the_report(bench, study))
+    assert before
+    written = corrected(bench, study, Change("urinary_bladder", True))
+    assert labels_of(written) == [before | {"urinary_bladder"}]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+
 import pytest
+from sqlalchemy.engine import Connection
 
 from dicom_node.errors import Superseded
-from dicom_node.ledger import Ledger
+from dicom_node.ledger import Ledger, deliveries
 from dicom_node.ledger.schema import delivery
 from dicom_node.study import Delivery, Dismissal, NotLabelled, State
 from tests.integration.test_concurrency import together
@@ -224,3 +229,75 @@ def test_dismissed_studies_go_as_finished_ones_do_and_promised_ones_stay(ledger:
     assert ledger.holdings.purgeable(1500.0) == ["2.1"]
     ledger.holdings.promise(["2.1.1"])
     assert ledger.holdings.purgeable(500.0, early=True) == []
+
+
+def test_what_changes_nothing_leaves_a_study_that_waits_for_a_person_where_it_was(ledger: Ledger) -> None:
+    reported(ledger, "pacs")
+    answered(ledger, "pacs", Delivery.FAILED)
+    ledger.add_instance(an_instance(3))
+    (row,) = ledger.receiving()
+    ledger.complete(row, "quiet")
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    assert ledger.settle(lease, [a_report()], [], ["pacs"], "ct1") == State.QUARANTINED
+    assert (state(ledger), reason(ledger)) == (State.QUARANTINED, "delivery to pacs failed: 0xA900")
+    assert ledger.deliveries.dismiss(WORD, "pacs") == 1
+    assert state(ledger) == State.SENT
+
+
+def while_it_is_laid_aside(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, order: Callable[[], object]) -> None:
+    """Of two failed deliveries one is tried again and arrives; an order about the other comes at that moment."""
+    reported(ledger, "pacs", "vna")
+    answered(ledger, "pacs", Delivery.FAILED)
+    answered(ledger, "vna", Delivery.FAILED)
+    ledger.deliveries.retry_all("pacs")
+    due = ledger.deliveries.claim("pacs", 60)
+    assert due is not None
+    tell, telling = deliveries.failure_of, threading.Event()
+
+    def told_slowly(connection: Connection, study_uid: str) -> str:
+        telling.set()
+        time.sleep(0.3)
+        return tell(connection, study_uid)
+
+    def ordered() -> object:
+        assert telling.wait(10)
+        return order()
+
+    monkeypatch.setattr(deliveries, "failure_of", told_slowly)
+    assert together(lambda: ledger.deliveries.settle(due, Delivery.SENT, "0x0000"), ordered) == [None, 1]
+
+
+def test_a_dismissal_meets_the_answer_that_lays_its_study_aside(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while_it_is_laid_aside(ledger, monkeypatch, lambda: ledger.deliveries.dismiss(WORD, "vna"))
+    assert (state(ledger), delivered(ledger)["vna"]) == (State.SENT, Delivery.DISMISSED)
+
+
+def test_a_retry_meets_the_answer_that_lays_its_study_aside(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    while_it_is_laid_aside(ledger, monkeypatch, lambda: ledger.deliveries.retry_all("vna"))
+    assert (state(ledger), delivered(ledger)["vna"]) == (State.REPORTED, Delivery.WAITING)
+    answered(ledger, "vna", Delivery.SENT)
+    assert state(ledger) == State.SENT
+
+
+def test_an_answer_and_a_retry_do_not_each_wait_for_the_other(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    reported(ledger, "pacs", "vna")
+    answered(ledger, "pacs", Delivery.FAILED)
+    due = ledger.deliveries.claim("vna", 60)
+    assert due is not None
+    lock, answering = deliveries.lock_study, threading.Event()
+
+    def locked_slowly(connection: Connection, study_uid: str) -> None:
+        answering.set()
+        time.sleep(0.3)
+        lock(connection, study_uid)
+
+    def retried() -> object:
+        assert answering.wait(10)
+        return ledger.deliveries.retry_all()
+
+    monkeypatch.setattr(deliveries, "lock_study", locked_slowly)
+    assert together(lambda: ledger.deliveries.settle(due, Delivery.SENT, "0x0000"), retried) == [None, 1]
+    assert (state(ledger), delivered(ledger)) == (State.REPORTED, {"pacs": Delivery.WAITING, "vna": Delivery.SENT})

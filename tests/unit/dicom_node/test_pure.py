@@ -92,3 +92,12 @@ def test_two_receivers_run_where_nobody_says_and_there_are_two_processors(proces
     monkeypatch.setattr("os.cpu_count", lambda: processors)
     assert receivers_of(Settings()) == receivers
     assert receivers_of(Settings(receivers=5)) == 5
+
+
+def test_who_keeps_images_for_ever_is_not_told_that_they_go():
+    from dicom_node.desk.orders import what_follows
+    from dicom_node.settings import Settings
+
+    told = what_follows(Settings(retention_days=float("inf")), "1.2")
+    assert told == "Its images stay (retention_days = inf); `dicom-node retry 1.2` takes it back."
+    assert what_follows(Settings(retention_days=7)).startswith("Images go 7 days after the last one came, sooner")
