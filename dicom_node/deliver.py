@@ -128,14 +128,13 @@ class Deliverer:
 
     def _send(self, due: DueDelivery) -> Stored:
         peer = self.settings.peer(due.destination)
+        _check_wanted(due, peer)
         if not due.path.exists():
             raise self._lost(due)
         if due.kind == Kind.COMMITMENT:
             return tell(peer, self.caller, dcmread(due.path))
         if peer.check_patient:
             self._check_patient(due, peer)
-        if due.kind == Kind.SHEET and not peer.sheet:
-            raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
         if due.kind == Kind.REJECTION:
             self._check_rejection(due, peer)
         return store(due.path, peer, self.caller, _sendable)
@@ -152,8 +151,6 @@ class Deliverer:
 
     def _check_rejection(self, due: DueDelivery, peer: Peer) -> None:
         """A note goes where the object that it rejects is stored, and after the report that supersedes that."""
-        if not peer.reject_superseded:
-            raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
         evidence = evidence_of(dcmread(due.path))
         for rejected in evidence:
             if self.ledger.deliveries.still_owes(rejected, peer.name):
@@ -189,6 +186,14 @@ class Deliverer:
                 f"{peer.name} files this study under another Patient ID than its images had here; held. Undo it there "
                 f"and `dicom-node retry {due.study_uid}`, or set check_patient = false to send it as it is"
             )
+
+
+def _check_wanted(due: DueDelivery, peer: Peer) -> None:
+    """The settings may have changed since it was owed; what is not wanted need not be made again either."""
+    if due.kind == Kind.SHEET and not peer.sheet:
+        raise NotTaken(f"{peer.name} is to get no sheets (sheet = false)")
+    if due.kind == Kind.REJECTION and not peer.reject_superseded:
+        raise NotTaken(f"{peer.name} is to get no rejection notes (reject_superseded = false)")
 
 
 def _sendable(report: Dataset, sop_class: UID) -> Dataset:

@@ -260,6 +260,18 @@ def test_a_lost_one_is_drawn_again_the_same_and_sent(bench: Bench, archive: Arch
     assert current.sop_instance_uid == written.sop_instance_uid
 
 
+def test_a_lost_one_that_is_no_longer_wanted_is_left_out(bench: Bench, archive: Archive, study: str) -> None:
+    written = corrected(bench, study, Change("urinary_bladder", True, 3, 4))
+    sheet_to(bench, written).path.unlink()
+    changed = Bench(bench.settings.home, archive.port, sheet=False)
+    changed.clock.now = bench.clock.now
+    assert set(changed.deliver_all()) == {Delivery.SENT, Delivery.LEFT_OUT}
+    row = changed.ledger.study(study)
+    assert row is not None
+    assert row.state == State.SENT, "it is not labelled again and again for a sheet that nobody draws"
+    changed.ledger.engine.dispose()
+
+
 def test_a_second_correction_rejects_the_first_and_its_sheet(bench: Bench, archive: Archive, study: str) -> None:
     first = corrected(bench, study, Change("urinary_bladder", True, 3, 4))
     deliver_until_done(bench)
