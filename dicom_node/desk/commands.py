@@ -284,6 +284,7 @@ def deliveries_dismiss(
     because: _Because,
     report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all to one peer.")] = None,
     to: Annotated[str | None, typer.Option(help="Only those to this peer.")] = None,
+    waiting: Annotated[bool, typer.Option("--waiting", help="What waits, too: the archive is gone for good.")] = False,
     by: _By = None,
 ) -> None:
     """Decide that what an archive refused need not arrive there; its study's images may go then."""
@@ -292,9 +293,12 @@ def deliveries_dismiss(
 
     if report is None and to is None:
         raise typer.BadParameter("name a report, a peer (--to), or both")
-    done = kept_ledger(settings()).deliveries.dismiss(a_dismissal(because, by), to, report)
+    done = kept_ledger(settings()).deliveries.dismiss(a_dismissal(because, by), to, report, waiting)
     if not done:
-        raise Quarantine("no such delivery failed; what waits is tried again by itself: see `dicom-node deliveries`")
+        raise Quarantine(
+            "no such delivery failed; what waits is tried again by itself, and is dismissed with --waiting only: see "
+            "`dicom-node deliveries`"
+        )
     console.print(
         f"{counted(done, 'delivery', 'deliveries')} dismissed; `dicom-node deliveries retry REPORT` takes one back"
     )

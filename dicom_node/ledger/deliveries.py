@@ -67,12 +67,19 @@ class Deliveries:
             self.destinations.wake(connection, to)
         return due
 
-    def dismiss(self, word: Dismissal, to: str | None = None, report_uid: str | None = None) -> int:
+    def dismiss(
+        self, word: Dismissal, to: str | None = None, report_uid: str | None = None, waiting: bool = False
+    ) -> int:
         """A person's word: what failed, as far as it fits, need not arrive; how many these are.
 
         Their studies are SENT where nothing else is owed; the answer of the archive is kept behind the person's reason.
+
+        Args:
+            waiting: what falls due again, too, but for what is under way at this moment.
         """
-        failed = and_(_fitting(to, report_uid), delivery.c.state == Delivery.FAILED)
+        idle = and_(delivery.c.state.in_(OPEN), delivery.c.lease_until <= self.store.clock())
+        given_up = delivery.c.state == Delivery.FAILED
+        failed = and_(_fitting(to, report_uid), or_(given_up, idle) if waiting else given_up)
         told = literal(f"{word.told(self.store.clock())}; the answer was: ", Prose()) + delivery.c.detail
         values = {"state": Delivery.DISMISSED, "detail": told}
         with self.store.engine.begin() as connection:

@@ -181,6 +181,22 @@ def test_while_another_delivery_is_owed_its_study_waits_for_that(ledger: Ledger)
     assert state(ledger) == State.SENT
 
 
+def test_what_waits_for_an_archive_that_is_gone_is_dismissed_where_that_is_said(ledger: Ledger) -> None:
+    reported(ledger, "pacs", "old")
+    answered(ledger, "pacs", Delivery.SENT)
+    due = ledger.deliveries.claim("old", 60)
+    assert due is not None
+    assert ledger.deliveries.dismiss(WORD, "old", waiting=True) == 0, "it is under way"
+    ledger.deliveries.settle(due, Delivery.WAITING, "no answer")
+    assert ledger.deliveries.dismiss(WORD, "old") == 0
+    assert ledger.deliveries.dismiss(WORD, "old", waiting=True) == 1
+    assert delivered(ledger) == {"pacs": Delivery.SENT, "old": Delivery.DISMISSED}
+    assert state(ledger) == State.SENT
+    assert ledger.deliveries.claim("old", 60) is None
+    assert ledger.deliveries.retry_all("old", "9.1") == 1
+    assert state(ledger) == State.REPORTED
+
+
 def test_of_two_failed_deliveries_one_is_tried_again_and_the_other_stays_told(ledger: Ledger) -> None:
     reported(ledger, "pacs", "vna")
     answered(ledger, "pacs", Delivery.FAILED)
