@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sys
 import time
@@ -97,7 +98,8 @@ def await_ports(settings: Settings, patience: float = 10.0) -> None:
 def announced(settings: Settings) -> Iterator[None]:
     """Every process is said to start before it can say so itself; once all have ended, nobody is missed.
 
-    A ledger that is away keeps nobody: the processes wait for it.
+    Nor is a receiver missed that was killed when there were more of them. A ledger that is away keeps nobody: the
+    processes wait for it.
     """
     here = [f"{program.name}@{socket.gethostname()}" for program in node_programs(receivers_of(settings))]
     ledger = None
@@ -105,6 +107,9 @@ def announced(settings: Settings) -> Iterator[None]:
         ledger = Ledger(settings.ledger_url)
         for process in here:
             ledger.pulses.enter(Pulse(process, "starting", ledger.clock()))
+        of_here = re.compile(rf"receive-\d+@{re.escape(socket.gethostname())}")
+        for process in {sign.process for sign in ledger.pulses.all() if of_here.fullmatch(sign.process)} - set(here):
+            ledger.pulses.leave(process)
     except (Retry, SQLAlchemyError) as error:
         log.error("the ledger is away: images are refused until it is back", reason=str(error.args[0]))
     try:

@@ -88,6 +88,17 @@ def test_processes_that_have_just_been_started_are_said_to_start(tmp_path: Path)
     assert kept.pulses.all() == []
 
 
+def test_a_receiver_of_a_time_with_more_of_them_is_not_missed(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, receivers=1)
+    kept, here = Ledger(settings.ledger_url), socket.gethostname()
+    for process in (f"receive-2@{here}", "receive-2@elsewhere", f"label-2@{here}"):
+        kept.pulses.enter(Pulse(process, "listening", kept.clock()))
+    with announced(settings):
+        seen = {sign.process for sign in kept.pulses.all()}
+    assert f"receive-2@{here}" not in seen
+    assert {"receive-2@elsewhere", f"label-2@{here}"} <= seen
+
+
 def test_a_ledger_that_is_away_keeps_no_node_from_starting(tmp_path: Path) -> None:
     with announced(Settings(home=tmp_path, ledger=f"postgresql://node@127.0.0.1:{free_port()}/db")):
         pass
