@@ -34,7 +34,7 @@ from labeler.result import SeriesLabels
 from labeler.sr import read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer, as_enhanced
-from tests.integration.test_rejections import errors_of_notes, notes
+from tests.integration.test_rejections import files_of_notes, notes
 from tests.parts import Bench
 from tests.remarks import ALL, IMAGES, WHEN, WHO, a_label_of, corrected, grown, heard, made_elsewhere, the_report
 from tests.support import errors_of_dciodvfy, needs
@@ -281,7 +281,7 @@ def test_a_second_correction_rejects_the_first_and_its_sheet(bench: Bench, archi
     rejected = {uid for note in notes(archive) for uid in evidence_of(note)}
     both = [the_report(bench, study).sop_instance_uid, first.sop_instance_uid]
     assert rejected == {*both, *map(sheet_uid, both)}
-    assert errors_of_notes(archive) == []
+    assert [error for note in files_of_notes(archive) for error in errors_of_dciodvfy(note)] == []
     row = bench.ledger.study(study)
     assert row is not None
     assert row.state == State.SENT
