@@ -126,7 +126,7 @@ def receive(
     """Run the receiver: C-ECHO and C-STORE into the spool."""
     from dicom_node.ledger import Ledger
     from dicom_node.logs import configure
-    from dicom_node.processes.notify import Signs
+    from dicom_node.processes.notify import Signs, receiver_name
     from dicom_node.receive import Receiver
     from dicom_node.spool import Spool
 
@@ -136,7 +136,7 @@ def receive(
     ledger = Ledger(wanted.ledger_url)
     receiver = Receiver(wanted, spool, ledger)
     receiver.start()
-    signs = Signs(ledger, "receive" if number == 1 else f"receive-{number}", wanted.sign_seconds)
+    signs = Signs(ledger, receiver_name(number), wanted.sign_seconds)
     signs.until(stop, "listening")
     receiver.stop()
     signs.leave()

@@ -81,12 +81,11 @@ def _put_on_its_way(
     settings: Settings, ledger: Ledger, spool: Spool, written: WrittenReport, made: Dataset, remark: Remark
 ) -> None:
     """Enter a correction with all that stands beside it, at once or not at all."""
-    receivers = settings.receivers_of_reports
-    sheets_to = tuple(peer.name for peer in receivers if peer.sheet)
-    beside = [(sheet, sheets_to) for sheet in sheet_beside(settings, ledger, spool, written)]
+    sheets = sheet_beside(settings, ledger, spool, written)
+    beside = [(sheet, settings.receivers_of_sheets) for sheet in sheets]
     notes = rejections_beside(settings, ledger, spool, written, made)
     beside += [(note, settings.receivers_of_rejections) for note in notes]
-    destinations = [peer.name for peer in receivers]
+    destinations = [peer.name for peer in settings.receivers_of_reports]
     ledger.enter_remark(remark, written.path, written, destinations, beside, alone=True)
 
 
@@ -96,7 +95,7 @@ def sheet_beside(settings: Settings, ledger: Ledger, spool: Spool, written: Writ
     It follows from what is stored, and may be drawn again. Whatever keeps it from being drawn does not keep the
     correction from going out.
     """
-    if not any(peer.sheet for peer in settings.receivers_of_reports):
+    if not settings.receivers_of_sheets:
         return []
     try:
         report = dcmread(written.path)

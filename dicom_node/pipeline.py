@@ -233,9 +233,8 @@ class Pipeline:
             made, left_out = self._series(series, may_go_on)
             notes += left_out
             written += made
-        receivers = self.settings.receivers_of_reports
-        sheets_to = [peer.name for peer in receivers if peer.sheet]
-        names, rejections_to = [peer.name for peer in receivers], self.settings.receivers_of_rejections
+        names = [peer.name for peer in self.settings.receivers_of_reports]
+        sheets_to, rejections_to = self.settings.receivers_of_sheets, self.settings.receivers_of_rejections
         return self.ledger.settle(lease, written, notes, names, taken[-1].peer, sheets_to, rejections_to)
 
     def _series(
@@ -329,7 +328,7 @@ class Pipeline:
         context: reports.Context,
     ) -> Iterator[WrittenReport]:
         """The sheet beside a report, drawn where somebody is to get it."""
-        if not any(peer.sheet for peer in self.settings.receivers_of_reports):
+        if not self.settings.receivers_of_sheets:
             return
         sheet = passed_sheet(sheet_of(built, answer, pictures, context), context.header)
         uid, sop_class = str(sheet.SOPInstanceUID), str(sheet.SOPClassUID)

@@ -316,6 +316,11 @@ class Settings(BaseSettings):
         return tuple(peer.name for peer in self.receivers_of_reports if peer.reject_superseded)
 
     @property
+    def receivers_of_sheets(self) -> tuple[str, ...]:
+        """Names of the peers that get the evidence sheet beside a report."""
+        return tuple(peer.name for peer in self.receivers_of_reports if peer.sheet)
+
+    @property
     def receivers_of_reports(self) -> tuple[Peer, ...]:
         chosen = self.destinations
         return tuple(p for p in self.peers if "reports" in p.may and (chosen is None or p.name in chosen))

@@ -21,7 +21,7 @@ from dicom_node.association.tls import server_context
 from dicom_node.association.transport import trouble_at
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
-from dicom_node.ledger.schema import open_engine
+from dicom_node.ledger.schema import open_engine, said_by_driver
 from dicom_node.send import echo
 from dicom_node.settings import Settings
 from dicom_node.tasks import Bell, connect
@@ -155,8 +155,7 @@ def _database_answers(url: str) -> str:
         with engine.connect() as connection:
             connection.execute(text("select 1"))
     except SQLAlchemyError as error:
-        why = str(getattr(error, "orig", error)).partition("\n")[0]
-        raise Retry(f"does not answer ({why}): start the database, or mend `ledger`") from error
+        raise Retry(f"does not answer ({said_by_driver(error)}): start the database, or mend `ledger`") from error
     finally:
         engine.dispose()
     return "answers"

@@ -221,7 +221,7 @@ def amend(
     written = corrections.amend(wanted, ledger, Spool(wanted.home), report, amendment)
     console.print(f"{written.sop_instance_uid} supersedes {report}: {amendment}")
     drawn = ledger.issued.sheet(sheet_uid(written.sop_instance_uid))
-    if drawn is None and any(peer.sheet for peer in wanted.receivers_of_reports):
+    if drawn is None and wanted.receivers_of_sheets:
         complaints.print("[yellow]no evidence sheet could be drawn to it; the log says why[/yellow]")
 
 

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from rich.table import Table
 
-from dicom_node.desk.tables import table
+from dicom_node.desk.tables import moment, table
 from dicom_node.study import Remark
 
 
 def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:
     """Remarks and when they were heard."""
     rows = (
-        (_minute(at), remark.kind, remark.said_by, remark.report_uid, _told(remark.changes) or remark.note)
+        (moment(at, "minutes"), remark.kind, remark.said_by, remark.report_uid, _told(remark.changes) or remark.note)
         for remark, at in remarks
     )
     return table("What people said about reports", ("when", "what", "by", "report", "changes or note"), rows)
-
-
-def _minute(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "minutes")
 
 
 def _told(changes: str) -> str:

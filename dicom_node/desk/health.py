@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.schema import delivery, report, study
+from dicom_node.ledger.schema import delivery, report, said_by_driver, study
 from dicom_node.settings import Settings
 from dicom_node.study import OPEN, UNFIT, Delivery, Pulse, State
 from dicom_node.tasks import Bell, connect
@@ -88,8 +88,7 @@ def answering(ledger: Ledger) -> Iterator[Ledger]:
     except OSError as error:
         raise ConfigurationError(f"{error}; ask as the user that the node runs as") from error
     except SQLAlchemyError as error:
-        why = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise Retry(f"the ledger does not answer ({why}): check the database and `ledger`") from error
+        raise Retry(f"the ledger does not answer ({said_by_driver(error)}): check the database and `ledger`") from error
     finally:
         ledger.engine.dispose()
 

@@ -93,5 +93,5 @@ def counted(count: int, one: str, many: str = "") -> str:
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
-def moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+def moment(seconds: float, to: str = "seconds") -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", to)

@@ -36,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.study import OPEN, Delivery, State
@@ -244,6 +245,11 @@ refusal = Table(
     Column("count", Integer, nullable=False),
     Column("last_at", Float, nullable=False),
 )
+
+
+def said_by_driver(error: SQLAlchemyError) -> str:
+    """The first line of what the database's driver said."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
 def open_engine(url: str, patience: int = 10) -> Engine:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.association.transport import trouble_at
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
+from dicom_node.processes.notify import receiver_name
 from dicom_node.processes.supervise import Program, Supervisor
 from dicom_node.settings import CONFIG_VARIABLE, Settings
 from dicom_node.study import Pulse
@@ -38,9 +39,9 @@ def node_programs(receivers: int = 1) -> tuple[Program, ...]:
     """
     node = (sys.executable, "-m", "dicom_node")
     others = range(2, receivers + 1)
-    further = (Program(f"receive-{number}", (*node, "receive", "--number", str(number))) for number in others)
+    further = (Program(receiver_name(number), (*node, "receive", "--number", str(number))) for number in others)
     return (
-        Program("receive", (*node, "receive")),
+        Program(receiver_name(1), (*node, "receive")),
         *further,
         Program("watch", (*node, "watch")),
         Program("label", (*node, "worker", "--queues", LABEL_QUEUE, "--hostname", "label@%h")),

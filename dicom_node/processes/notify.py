@@ -35,6 +35,11 @@ def stopping() -> None:
     _tell("STOPPING=1")
 
 
+def receiver_name(number: int) -> str:
+    """What the first, second ... receiver of a machine is called."""
+    return "receive" if number == 1 else f"receive-{number}"
+
+
 class Signs:
     """The signs of one process, one in so many seconds. The ledger is told from a thread: it may be away or slow."""
 

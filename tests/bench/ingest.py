@@ -238,7 +238,12 @@ network's timers run (Nagle and delayed acknowledgements); `TCP_NODELAY=1` ends 
 
 
 def _command() -> str:
-    return " ".join(["python -m tests.bench.ingest", *sys.argv[1:]])
+    """As it was called, without the folder, which is a place of this machine."""
+    words = sys.argv[1:]
+    if "--folder" in words:
+        place = words.index("--folder")
+        del words[place : place + 2]
+    return " ".join(["python -m tests.bench.ingest", *words])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger, deliveries
 from dicom_node.ledger.schema import delivery
-from dicom_node.study import Delivery, Dismissal, NotLabelled, State
+from dicom_node.study import Delivery, Dismissal, Lease, NotLabelled, State
 from tests.integration.test_concurrency import together
 from tests.integration.test_ledger import a_report, an_instance, laid_aside, queued, state, states
 
@@ -31,6 +31,16 @@ def reported(ledger: Ledger, *destinations: str) -> None:
     lease = ledger.claim("1.2", 60)
     assert lease is not None
     ledger.settle(lease, [a_report()], [], destinations, "ct1")
+
+
+def claimed_again(ledger: Ledger) -> Lease:
+    """The study has grown and is about to be labelled again."""
+    ledger.add_instance(an_instance(3))
+    (row,) = ledger.receiving()
+    assert ledger.complete(row, "quiet")
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    return lease
 
 
 def answered(ledger: Ledger, destination: str, outcome: Delivery, detail: str = "0xA900") -> None:
@@ -223,11 +233,7 @@ def test_a_last_answer_and_a_dismissal_do_not_each_wait_for_the_other(ledger: Le
 def test_an_owed_delivery_keeps_the_images_of_a_dismissed_study(ledger: Ledger) -> None:
     reported(ledger, "pacs")
     answered(ledger, "pacs", Delivery.FAILED)
-    ledger.add_instance(an_instance(3))
-    (row,) = ledger.receiving()
-    ledger.complete(row, "quiet")
-    lease = ledger.claim("1.2", 60)
-    assert lease is not None
+    lease = claimed_again(ledger)
     ledger.quarantine(lease, "its images belong to different patients")
     assert ledger.orders.dismiss_study("1.2", WORD)
     assert ledger.holdings.purgeable(10_000.0) == []
@@ -250,11 +256,7 @@ def test_dismissed_studies_go_as_finished_ones_do_and_promised_ones_stay(ledger:
 def test_what_changes_nothing_leaves_a_study_that_waits_for_a_person_where_it_was(ledger: Ledger) -> None:
     reported(ledger, "pacs")
     answered(ledger, "pacs", Delivery.FAILED)
-    ledger.add_instance(an_instance(3))
-    (row,) = ledger.receiving()
-    ledger.complete(row, "quiet")
-    lease = ledger.claim("1.2", 60)
-    assert lease is not None
+    lease = claimed_again(ledger)
     assert ledger.settle(lease, [a_report()], [], ["pacs"], "ct1") == State.QUARANTINED
     assert (state(ledger), reason(ledger)) == (State.QUARANTINED, "delivery to pacs failed: 0xA900")
     assert ledger.deliveries.dismiss(WORD, "pacs") == 1
