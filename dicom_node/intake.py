@@ -106,7 +106,7 @@ class Reception:
         _compare(identity, announced)
         stored = part.commit(identity.study_uid, identity.sop_instance_uid)
         entry = as_instance(identity, stored, announced.transfer_syntax, announced.sop_class_uid, self._sender)
-        new = self._intake.ledger.add_instance(entry)
+        new = self._intake.ledger.add_instance(entry, former=stored.former_digest)
         if not new and not stored.path.exists():
             raise OutOfResources(f"{stored.path}: purged while it was sent again; the peer may send it once more")
         return SUCCESS

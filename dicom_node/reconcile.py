@@ -7,7 +7,7 @@ is made again where its images are still here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -28,7 +28,7 @@ def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
     cleared = spool.clear_incoming()
     known = ledger.holdings.paths()
     files = sorted(spool.files(), key=lambda path: path.stat().st_mtime)
-    entered = sum(ledger.add_instance(found) for found in _unknown(settings, spool, files, known))
+    entered = sum(ledger.add_instance(found, former) for found, former in _unknown(settings, spool, files, known))
     missing = _mark_missing(ledger, known - {str(path) for path in files})
     again = _reports(spool, ledger)
     if cleared or entered or missing or again:
@@ -36,7 +36,9 @@ def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
     return entered
 
 
-def _unknown(settings: Settings, spool: Spool, files: list[Path], known: set[str]) -> Iterator[Instance]:
+def _unknown(
+    settings: Settings, spool: Spool, files: list[Path], known: set[str]
+) -> Iterator[tuple[Instance, Callable[[], str]]]:
     names = {peer.ae_title: peer.name for peer in settings.peers}
     for path in files:
         if str(path) in known:
@@ -49,7 +51,7 @@ def _unknown(settings: Settings, spool: Spool, files: list[Path], known: set[str
         status = path.stat()
         stored = Stored(path, spool.digest_of(path), status.st_size, status.st_mtime, conflict="~" in path.name)
         sender = Sender(calling, "", names.get(calling, calling))
-        yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender)
+        yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender), stored.former_digest
 
 
 def _mark_missing(ledger: Ledger, gone: set[str]) -> int:

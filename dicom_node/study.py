@@ -130,7 +130,7 @@ class Instance:
     """One SOP Instance in the spool.
 
     Attributes:
-        digest: SHA-256 of the data set as received.
+        digest: BLAKE3 of the data set as received; SHA-256 where a former version received it.
         received_at: seconds since the epoch; the modification time of the file.
         patient_key: hash of Patient ID and its issuer; tells two patients apart without naming them.
         conflict: another object with this UID but other bytes came first; kept, not labelled.

@@ -191,7 +191,7 @@ def _astray(expected: Sequence[Expected], ledger: Ledger) -> Iterator[str]:
 
 def _unasked(sent: Collection[Image], home: Path) -> Iterator[str]:
     for study_uid, digest in _digests(home) - {(image.study_uid, image.digest) for image in sent}:
-        yield f"study {study_uid}: the spool holds an object that nobody sent (SHA-256 {digest[:12]}...)"
+        yield f"study {study_uid}: the spool holds an object that nobody sent (BLAKE3 {digest[:12]}...)"
 
 
 # -- left behind -----------------------------------------------------------------------------------------------------

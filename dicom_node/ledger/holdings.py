@@ -56,6 +56,13 @@ class Holdings:
         with self.store.engine.connect() as connection:
             return set(connection.execute(select(instance.c.path).where(instance.c.absent == Absent.HERE)).scalars())
 
+    def digest_of(self, new: Instance, former: Callable[[], str]) -> str:
+        """The digest by which the same object stands here, of whatever version; its own where it does not."""
+        same_uid = instance.c.sop_instance_uid == new.sop_instance_uid
+        with self.store.engine.connect() as connection:
+            known = set(connection.execute(select(instance.c.digest).where(same_uid)).scalars())
+        return new.digest if new.digest in known or (earlier := former()) not in known else earlier
+
     def came_back(self, connection: Connection, found: Instance) -> bool:
         """An object that stands here was stored again; True when its file had been away, and is to be labelled."""
         lock_study(connection, found.study_uid)

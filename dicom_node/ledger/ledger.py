@@ -7,7 +7,8 @@ carries a fence: a worker whose fence is no longer the row's has been overtaken 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,19 @@ class Ledger:
 
     # -- receiving -------------------------------------------------------------------------------------------------
 
-    def add_instance(self, new: Instance) -> bool:
+    def add_instance(self, new: Instance, former: Callable[[], str] | None = None) -> bool:
         """Enter an object; False when it stands here already. A new image of a study reopens it, as does one whose file
         had left the spool.
 
         An object whose UID came before with other bytes is kept and reported, and changes nothing else.
+
+        Args:
+            former: tells the digest by which a former version would have entered it; asked where its UID stands here.
         """
         if self._arrivals.enter_new(new):
             return True
+        if former is not None:
+            new = replace(new, digest=self.holdings.digest_of(new, former))
         with self.engine.begin() as connection:
             entered = self._arrivals.enter(connection, new)
             if entered is None:

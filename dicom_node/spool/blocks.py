@@ -1,34 +1,27 @@
 """A new file that is written in whole blocks, past the page cache where the file system can (O_DIRECT).
 
 An object that is received is synchronised at once and read once, later. Through the page cache that costs two to four
-times the processor's time, and half as much again in all (docs/decisions/0017). Large ones are hashed while the disk
-works.
+times the processor's time, and half as much again in all (docs/decisions/0017).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+
+from blake3 import blake3
 
 #: What direct writes are aligned to, in memory and in the file; bytes.
 _BLOCK = 4096
 #: Bytes of one write, but a file's last.
 _AT_ONCE = 1 << 20
-#: Bytes whose digest takes longer (0.15 ms) than to hand it to another thread and back (0.1 ms).
-_WORTH_A_THREAD = 1 << 18
-#: Threads that hash, at most.
-HASHERS = os.cpu_count() or 1
 #: Buffers that no file uses; there are never more than files were open at a time.
 _idle: deque[mmap.mmap] = deque()
-_hashers = ThreadPoolExecutor(HASHERS, thread_name_prefix="hash")
 
 
 class BlockFile:
@@ -40,8 +33,7 @@ class BlockFile:
         Raises:
             OSError: see open(2).
         """
-        #: Where in the buffer begins what the digest has not seen.
-        self._sha, self._unseen = hashlib.sha256(), 0
+        self._hash = blake3()
         self._memory = _memory()
         self._buffer, self._filled, self._written = memoryview(self._memory), 0, 0
         self.path, self.descriptor = path, _claimed(path)
@@ -53,9 +45,8 @@ class BlockFile:
         return self.descriptor < 0
 
     def write_head(self, data: bytes) -> None:
-        """Append what the digest leaves out; before all else."""
-        self.write(data)
-        self._unseen = self._filled
+        """Append what the digest leaves out."""
+        self._append(memoryview(data))
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; all of it is in the file after `finish`.
@@ -63,15 +54,18 @@ class BlockFile:
         Raises:
             OSError: this, or what was appended before, could not be written.
         """
-        rest = memoryview(data)
+        data = memoryview(data)
+        self._hash.update(data)
+        self._append(data)
+
+    def _append(self, rest: memoryview) -> None:
         while rest:
             piece = rest[: _AT_ONCE - self._filled]
             end = self._filled + len(piece)
             self._buffer[self._filled : end], self._filled = piece, end
             rest = rest[len(piece) :]
             if end == _AT_ONCE:
-                with self._hashing():
-                    self._put(self._buffer)
+                self._put(self._buffer)
                 self._filled, self._written = 0, self._written + _AT_ONCE
 
     def finish(self, *, durably: bool = False) -> None:
@@ -82,15 +76,14 @@ class BlockFile:
         Raises:
             OSError: some of it could not be written.
         """
-        with self._hashing():
-            self._put_rest()
-            if durably:
-                os.fdatasync(self.descriptor)
+        self._put_rest()
+        if durably:
+            os.fdatasync(self.descriptor)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all but the head, when it is finished."""
-        return self._sha.hexdigest()
+        """BLAKE3 of all but the head, as far as it was written."""
+        return self._hash.hexdigest()
 
     def _put_rest(self) -> None:
         """The end, which need not be a block's, goes first, through the page cache, and is sent on to the disk at once
@@ -114,28 +107,6 @@ class BlockFile:
         _idle.append(self._memory)
         with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
             os.close(descriptor)
-
-    @contextmanager
-    def _hashing(self) -> Iterator[None]:
-        """Hash what the buffer holds while it is brought to the disk.
-
-        Raises:
-            OSError: no thread can be had.
-        """
-        data = self._buffer[self._unseen : self._filled]
-        self._unseen = 0
-        if len(data) < _WORTH_A_THREAD:
-            self._sha.update(data)
-            yield
-            return
-        try:
-            hashed = _hashers.submit(self._sha.update, data)
-        except RuntimeError as error:  # too many threads, or this process ends
-            raise OSError(errno.EAGAIN, str(error)) from error
-        try:
-            yield
-        finally:
-            hashed.result()
 
     def _put(self, data: memoryview, ahead: int = 0) -> None:
         """Write behind what is written, so many bytes ahead of its end."""

@@ -14,16 +14,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Lock, Thread
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import structlog
+from blake3 import blake3
 
 from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.settings import Durability
@@ -51,6 +52,10 @@ class Stored:
     received_at: float
     #: Another object with this UID but other bytes lies here already.
     conflict: bool = False
+
+    def former_digest(self) -> str:
+        """SHA-256 of the data set, by which versions before docs/decisions/0021 entered it in the ledger."""
+        return _hashed(self.path, hashlib.sha256)
 
 
 class Spool:
@@ -191,10 +196,8 @@ class Spool:
 
     @staticmethod
     def digest_of(path: Path) -> str:
-        """SHA-256 of the data set in a spooled file."""
-        with path.open("rb") as file:
-            file.seek(data_set_offset(file.read(144)))
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """BLAKE3 of the data set in a spooled file (docs/decisions/0021)."""
+        return _hashed(path, blake3)
 
 
 class Part:
@@ -327,6 +330,12 @@ class _Backlog:
 
 def _stored(path: Path, digest: str, status: os.stat_result, *, conflict: bool = False) -> Stored:
     return Stored(path, digest, status.st_size, status.st_mtime, conflict)
+
+
+def _hashed(path: Path, algorithm: Callable[[], Any]) -> str:
+    with path.open("rb") as file:
+        file.seek(data_set_offset(file.read(144)))
+        return str(hashlib.file_digest(file, algorithm).hexdigest())
 
 
 def _sync_folder(folder: Path) -> None:

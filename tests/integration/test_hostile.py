@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 from dicom_node.association.wire import HEADER, LONGEST_COMMAND, p_data
 from dicom_node.ledger.schema import refusal
-from dicom_node.spool.blocks import HASHERS
 from tests.hostile import (
     ABORTED,
     CT,
@@ -65,7 +64,7 @@ def unharmed(node: Besieged) -> Iterator[None]:
     before = (node.resident_mib(), node.threads(), node.descriptors())
     yield
     assert node.is_well() < 5
-    eventually(lambda: node.threads() <= before[1] + HASHERS, 10)
+    eventually(lambda: node.threads() <= before[1], 10)
     eventually(lambda: node.descriptors() <= before[2] + POOL, 10)
     assert node.half_written() == []
     assert node.resident_mib() - before[0] < GROWTH

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -22,16 +23,17 @@ from pydicom.uid import (
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import CTImageStorage, Verification
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from dicom_node.association.tls import client_context
 from dicom_node.association.wire import p_data
 from dicom_node.desk.rejections import rejections
 from dicom_node.ledger import Ledger
-from dicom_node.ledger.schema import refusal
+from dicom_node.ledger.schema import instance, refusal
 from dicom_node.receive import Receiver, reconcile
 from dicom_node.settings import Peer, Settings, Tls
 from dicom_node.spool import Spool
+from dicom_node.study import Absent
 from tests import hostile
 from tests.certificates import Authority
 from tests.factories import a_series, changed
@@ -93,12 +95,12 @@ def test_images_are_kept_byte_for_byte_before_success(receiver: Receiver, ledger
     assert pushed(receiver, images) == [0, 0, 0]
     kept = ledger.instances(images[0].StudyInstanceUID)
     assert {i.sop_instance_uid for i in kept} == {i.SOPInstanceUID for i in images}
-    for instance in kept:
-        raw = instance.path.read_bytes()
+    for one in kept:
+        raw = one.path.read_bytes()
         offset = 144 + int.from_bytes(raw[140:144], "little")
-        assert hashlib.sha256(raw[offset:]).hexdigest() == instance.digest
-        sent = next(i for i in images if i.SOPInstanceUID == instance.sop_instance_uid)
-        assert dcmread(instance.path).PixelData == sent.PixelData
+        assert blake3(raw[offset:]).hexdigest() == one.digest
+        sent = next(i for i in images if i.SOPInstanceUID == one.sop_instance_uid)
+        assert dcmread(one.path).PixelData == sent.PixelData
 
 
 def test_echo(receiver: Receiver) -> None:
@@ -151,6 +153,23 @@ def test_the_same_image_twice_is_kept_once(receiver: Receiver, ledger: Ledger) -
 def test_other_bytes_under_the_same_uid_are_kept_and_flagged(receiver: Receiver, ledger: Ledger) -> None:
     images = a_series("leg", 1, name="conflict")
     assert pushed(receiver, images) == [0]
+    assert pushed(receiver, changed(images, lambda image: setattr(image, "PatientComments", "changed"))) == [0]
+    assert [i.conflict for i in ledger.instances(images[0].StudyInstanceUID)] == [False, True]
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["here", "purged"])
+def test_what_a_former_version_received_is_known_by_its_sha_256(receiver: Receiver, ledger: Ledger, away: bool) -> None:
+    images = a_series("leg", 1, name="former")
+    assert pushed(receiver, images) == [0]
+    (kept,) = ledger.instances(images[0].StudyInstanceUID)
+    raw = kept.path.read_bytes()
+    sha_256 = hashlib.sha256(raw[144 + int.from_bytes(raw[140:144], "little") :]).hexdigest()
+    with ledger.engine.begin() as connection:
+        connection.execute(update(instance).values(digest=sha_256, absent=Absent.PURGED if away else Absent.HERE))
+    if away:
+        kept.path.unlink()
+    assert pushed(receiver, images) == [0]
+    assert ledger.instances(images[0].StudyInstanceUID) == [replace(kept, digest=sha_256)]
     assert pushed(receiver, changed(images, lambda image: setattr(image, "PatientComments", "changed"))) == [0]
     assert [i.conflict for i in ledger.instances(images[0].StudyInstanceUID)] == [False, True]
 
