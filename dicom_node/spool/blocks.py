@@ -13,6 +13,8 @@ import os
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
 
 from blake3 import blake3
 
@@ -20,15 +22,20 @@ from blake3 import blake3
 _BLOCK = 4096
 #: Bytes of one write, but a file's last.
 _AT_ONCE = 1 << 20
+#: Opens a file without a name, past the page cache.
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_DIRECT
 #: Buffers that no file uses; there are never more than files were open at a time.
 _idle: deque[mmap.mmap] = deque()
 
 
 class BlockFile:
-    """A file under a new name; locked while it is open, so that a process that ends, however it ends, unlocks it."""
+    """A new file without a name: nothing is left of it when its process ends, however that ends.
 
-    def __init__(self, path: Path) -> None:
-        """Create it.
+    Where the file system has no such files (NFS), it is called *.part, and is locked, until it is closed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Create it on this folder's file system.
 
         Raises:
             OSError: see open(2).
@@ -36,9 +43,15 @@ class BlockFile:
         self._hash = blake3()
         self._memory = _memory()
         self._buffer, self._filled, self._written = memoryview(self._memory), 0, 0
-        self.path, self.descriptor = path, _claimed(path)
-        self._direct = False
-        self._past_cache(True)
+        self._folder = folder
+        self._part: Path | None = None
+        try:
+            self.descriptor = os.open(folder, _NAMELESS | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._direct = True
+        except OSError:
+            self._part = folder / f"{uuid4().hex}.part"
+            self.descriptor = _claimed(self._part)
+            self._past_cache(True)
 
     @property
     def closed(self) -> bool:
@@ -86,17 +99,48 @@ class BlockFile:
         return self._hash.hexdigest()
 
     def _put_rest(self) -> None:
-        """The end, which need not be a block's, goes first, through the page cache, and is sent on to the disk at once
-        (what is not needed is written out): it is on its way while the blocks before it are written."""
+        """The end, which need not be a block's, goes through the page cache."""
         whole = self._filled - self._filled % _BLOCK if self._direct else self._filled
+        self._put(self._buffer[:whole])
         if whole < self._filled:
             self._past_cache(False)
             self._put(self._buffer[whole : self._filled], whole)
-            with suppress(OSError):  # an advice
-                os.posix_fadvise(self.descriptor, self._written + whole, _BLOCK, os.POSIX_FADV_DONTNEED)
-            self._past_cache(True)
-        self._put(self._buffer[:whole])
         self._written, self._filled = self._written + self._filled, 0
+
+    def link(self, target: Path) -> None:
+        """Give it a name.
+
+        Raises:
+            OSError: see link(2); FileExistsError where another file has that name.
+        """
+        # a folder's descriptor, whichever: without one Python calls link(2), which does not follow
+        os.link(self._source, target, src_dir_fd=self.descriptor, follow_symlinks=True)
+
+    def replace(self, target: Path) -> None:
+        """Give it a name, which another file may have that goes then.
+
+        Raises:
+            OSError: see rename(2).
+        """
+        if self._part is None:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            part = self._folder / f"{uuid4().hex}.part"
+            self.link(part)
+            self._part = part
+        os.rename(self._part, target)
+
+    @property
+    def is_there(self) -> bool:
+        """Has nobody swept it away?"""
+        return os.path.lexists(self._source)
+
+    def reopened(self) -> BinaryIO:
+        """For reading what was written."""
+        return open(self._source, "rb")
+
+    @property
+    def _source(self) -> str:
+        return str(self._part or f"/proc/self/fd/{self.descriptor}")
 
     def close(self) -> None:
         """Let go of file and buffer; may be called again."""
@@ -105,6 +149,8 @@ class BlockFile:
         descriptor, self.descriptor = self.descriptor, -1
         self._buffer.release()
         _idle.append(self._memory)
+        if self._part is not None:
+            discard(self._part)
         with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
             os.close(descriptor)
 

@@ -1,7 +1,7 @@
 """The disk. Alone in touching the files of studies and reports.
 
     HOME/spool/STUDY/SOP.dcm        images, as received
-    HOME/spool/incoming/*.part      half-written; removed at start
+    HOME/spool/incoming/            what is being written; what has a name there, *.part, is removed at start
     HOME/reports/REPORT.dcm         reports, written once
 
 A file appears under its name only when all of it is on the disk: written, fdatasync, linked, folder fsynced. A file's
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,14 +22,13 @@ from pathlib import Path
 from queue import Queue
 from threading import Lock, Thread
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import structlog
 from blake3 import blake3
 
 from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.settings import Durability
-from dicom_node.spool.blocks import BlockFile, discard, sweep
+from dicom_node.spool.blocks import BlockFile, sweep
 from dicom_node.spool.dataset import data_set_offset
 from dicom_node.uids import is_uid
 
@@ -38,6 +38,8 @@ log = structlog.get_logger("spool")
 _HEAD = 1 << 14
 #: Bytes of an object after which the room on the disk is looked at again.
 _LOOK_AGAIN = 16 << 20
+#: Seconds for which room that was there is believed to be there still, for objects that begin.
+_SHORT_WHILE = 0.02
 #: With durability = "group": files that may be acknowledged and not yet on the disk.
 GROUP = 64
 
@@ -66,6 +68,7 @@ class Spool:
         self.incoming = self.images / "incoming"
         self.reports = home / "reports"
         self.reserve_bytes = reserve_bytes
+        self._room_until = 0.0
         self._backlog = _Backlog() if durability == "group" else None
         try:
             for folder in (home, self.images, self.incoming, self.reports):
@@ -83,7 +86,13 @@ class Spool:
         Raises:
             OutOfResources: no room, or the disk failed.
         """
-        self.make_room(0)
+        if self._backlog is not None and self._backlog.failure is not None:
+            raise OutOfResources(
+                f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
+            )
+        if (now := time.monotonic()) >= self._room_until:
+            self.make_room(0)
+            self._room_until = now + _SHORT_WHILE
         return Part(self, header)
 
     def store(self, study_uid: str, sop_instance_uid: str, header: bytes, data_set: bytes | memoryview) -> Stored:
@@ -107,15 +116,13 @@ class Spool:
     def store_report(self, sop_instance_uid: str, content: bytes) -> Path:
         """Write a report durably and return its place."""
         target = self.reports / f"{sop_instance_uid}.dcm"
-        part = self.incoming / f"{uuid4().hex}.part"
         try:
-            with closing(BlockFile(part)) as file:
+            with closing(BlockFile(self.incoming)) as file:
                 file.write(content)
                 file.finish(durably=True)
-                os.rename(part, target)
+                file.replace(target)
             _sync_folder(target.parent)
         except OSError as error:
-            discard(part)
             raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
         return target
 
@@ -125,16 +132,12 @@ class Spool:
         return self.images / study_uid / f"{sop_instance_uid}.dcm"
 
     def make_room(self, wanted: int) -> None:
-        """Raise OutOfResources where so many bytes more would touch the reserve, or the disk has failed."""
+        """Raise OutOfResources where so many bytes more would touch the reserve."""
         free = self.free()
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
                 "make room or lower reserve_mib"
-            )
-        if self._backlog is not None and self._backlog.failure is not None:
-            raise OutOfResources(
-                f"{self.images}: {self._backlog.failure}; see to the disk and start the receiver again"
             )
 
     @property
@@ -157,11 +160,11 @@ class Spool:
 
     def _link(self, file: BlockFile, target: Path) -> bool:
         try:
-            os.link(file.path, target)
+            file.link(target)
         except FileExistsError:
             return False
         except FileNotFoundError:
-            if not file.path.exists():
+            if not file.is_there:
                 raise
             target.parent.mkdir(mode=0o700, exist_ok=True)  # a study's first image, or one of several
             _sync_folder(self.images)
@@ -208,11 +211,10 @@ class Part:
 
     def __init__(self, spool: Spool, header: bytes) -> None:
         self._spool, self._offset = spool, len(header)
-        self._path = spool.incoming / f"{uuid4().hex}.part"
         self._size, self._look_again = 0, _LOOK_AGAIN
         self._head = bytearray()
         try:
-            self._file = BlockFile(self._path)
+            self._file = BlockFile(spool.incoming)
         except OSError as error:
             raise self._failed(error) from error
         self._file.write_head(header)
@@ -254,7 +256,7 @@ class Part:
         """
         try:
             self._file.finish()
-            with self._path.open("rb") as file:
+            with self._file.reopened() as file:
                 file.seek(self._offset)
                 yield file
         except OSError as error:
@@ -285,12 +287,9 @@ class Part:
 
     def abandon(self) -> None:
         """Remove what was written; nothing happens to what has been committed."""
-        if not self._file.closed:
-            discard(self._path)
-            self._file.close()
+        self._file.close()
 
     def _failed(self, error: OSError) -> OutOfResources:
-        discard(self._path)
         return OutOfResources(f"{self._spool.images}: {error.strerror or error}")
 
 
