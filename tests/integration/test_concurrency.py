@@ -112,7 +112,11 @@ def test_the_last_two_deliveries_do_not_each_wait_for_the_other(
     assert state(ledger) == State.SENT
 
 
-def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(ledger: Ledger, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named_again", [True, False])
+def test_an_image_that_comes_again_while_its_study_is_purged_is_back_where_its_file_is(
+    ledger: Ledger, tmp_path: Path, named_again: bool
+) -> None:
+    """Its receiver gave the file its name after the purge took the old one, or found the old one a moment before."""
     image = an_instance(1, path=tmp_path / "image.dcm")
     image.path.write_bytes(b"image")
     ledger.add_instance(image)
@@ -127,6 +131,8 @@ def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(
         removing.set()
         assert not pushed.wait(0.3), "the ledger let an image in while its file was being removed"
         image.path.unlink()
+        if named_again:
+            image.path.write_bytes(b"image")
 
     def push_again() -> bool:
         removing.wait(10)
@@ -136,8 +142,9 @@ def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(
 
     purged, again = together(lambda: ledger.holdings.purge("1.2", 2000.0, False, remove), push_again)
     assert getattr(purged, "files", purged) == 1
-    assert again is True
-    assert [(i.absent, state(ledger)) for i in ledger.instances("1.2")] == [(Absent.HERE, State.RECEIVING)]
+    assert again is named_again
+    after = (Absent.HERE, State.RECEIVING) if named_again else (Absent.PURGED, State.PURGED)
+    assert [(i.absent, state(ledger)) for i in ledger.instances("1.2")] == [after]
 
 
 def test_many_due_rows_are_rung_for_in_turn(ledger: Ledger, clock: SetClock) -> None:

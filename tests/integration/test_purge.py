@@ -13,13 +13,17 @@ from pydicom.dataset import Dataset
 from dicom_node.commitment import Commitments, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
+from dicom_node.errors import OutOfResources
+from dicom_node.intake import SUCCESS, Announced, Intake
 from dicom_node.ledger import Ledger
 from dicom_node.reconcile import reconcile
+from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, State
+from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State
 from tests.factories import a_series, changed
 from tests.parts import Bench, told
+from tests.unit.dicom_node.test_spool import bytes_of
 
 _DAY = 86400.0
 
@@ -253,6 +257,36 @@ def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> N
     assert purger(bench).purge() == 0
     later(bench, 31)
     assert purger(bench).purge() == 1
+
+
+def test_an_image_that_a_purge_takes_while_it_is_sent_again_is_not_acknowledged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = images = a_series("leg", 1, name="meets")
+    study = sent(bench, images)
+    later(bench, 31)
+    enter = bench.ledger.add_instance
+
+    def overtaken(new: Instance) -> bool:
+        """The receiver has found the file in its place; before it looks into the ledger, the purge has its turn."""
+        purger(bench).purge()
+        return enter(new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.ledger, "add_instance", overtaken)
+        assert pushed(bench, image) == OutOfResources.status
+    assert state_of(bench, study) == State.PURGED
+    assert pushed(bench, image) == SUCCESS
+    assert [i.path.exists() for i in bench.ledger.instances(study)] == [True]
+
+
+def pushed(bench: Bench, image: Dataset) -> int:
+    """What a scanner is answered."""
+    named = Announced(str(image.SOPClassUID), str(image.SOPInstanceUID), str(image.file_meta.TransferSyntaxUID))
+    peer = Peer(name="ct1", ae_title="CT1", host="any")
+    coming = Intake(bench.settings, bench.spool, bench.ledger).begin(named, Sender("CT1", "h", "ct1"), peer)
+    coming.write(bytes_of(image))
+    return coming.finish()
 
 
 # -- reconciliation ------------------------------------------------------------------------------------------------
