@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from sqlalchemy import Dialect, bindparam, exists, or_
+from sqlalchemy import Dialect, and_, bindparam, exists, or_
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import PoolProxiedConnection
@@ -165,8 +165,8 @@ def _entry(store: Store) -> Any:
         name: bindparam(f"new_{name}", type_=instance.c[name].type) for name in Instance.__dataclass_fields__
     }
     named = instance.alias()
-    same_uid = named.c.sop_instance_uid == values["sop_instance_uid"]
-    values["conflict"] = or_(values["conflict"], exists().where(same_uid, named.c.digest != values["digest"]))
+    other = and_(named.c.sop_instance_uid == values["sop_instance_uid"], named.c.digest != values["digest"])
+    values["conflict"] = or_(values["conflict"], exists().where(other, ~named.c.conflict))
     return store.insert(instance).values(values).on_conflict_do_nothing().returning(instance.c.conflict)
 
 

@@ -88,6 +88,18 @@ def test_other_bytes_under_one_uid_are_kept_and_noted_and_reopen_nothing(ledger:
     assert ledger.counts(not_labelled, not_labelled.c.reason) == [("another object with this UID came first", 1)]
 
 
+def test_of_two_objects_with_one_uid_that_meet_the_first_on_the_disk_is_labelled(ledger: Ledger) -> None:
+    assert ledger.add_instance(an_instance(1, digest="other", conflict=True)), "the second is entered first"
+    assert ledger.add_instance(an_instance(1))
+    assert {i.digest: i.conflict for i in ledger.instances("1.2")} == {"d1": False, "other": True}
+    assert state(ledger) == State.RECEIVING
+    found = ledger.instance("1.2.1")
+    assert found is not None
+    assert found.digest == "d1"
+    ledger.add_instance(an_instance(1, digest="third"))
+    assert [i.conflict for i in ledger.instances("1.2") if i.digest == "third"] == [True]
+
+
 def test_an_image_between_look_and_completion_prevents_it(ledger: Ledger) -> None:
     ledger.add_instance(an_instance(1))
     (row,) = ledger.receiving()
