@@ -48,6 +48,7 @@ from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,
+    Absent,
     Instance,
     Kind,
     Lease,
@@ -134,10 +135,12 @@ class Pipeline:
             return True
         taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
         fresh = [series for series in _by_series(taken) if not self._known_of(series)]
-        if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
+        here = [instance for series in fresh for instance in series if not instance.absent]
+        if not self._reader.prepare(here, _TURN_SECONDS):
             return False
         settled_before = began - self.settings.settled_after(row.peer)
-        settled = [series for series in fresh if max(image.received_at for image in series) < settled_before]
+        whole = [series for series in fresh if not any(image.absent for image in series)]
+        settled = [series for series in whole if max(image.received_at for image in series) < settled_before]
         if not all(self._scored_ahead(series) for series in settled):
             return False
         self.ledger.prepared(study_uid, began)
@@ -159,6 +162,8 @@ class Pipeline:
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
+        except OutOfResources:  # it is told when the study is labelled
+            return True
         self.planes.put(mark, b"")
         return True
 
@@ -245,6 +250,7 @@ class Pipeline:
         if known := self._known_of(instances):
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
+        instances = self._looked_for(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances)
         people = self._people(instances)
@@ -276,6 +282,18 @@ class Pipeline:
         )
         rejections = rejections_beside(self.settings, self.ledger, self.spool, report, built)
         return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
+
+    def _looked_for(self, instances: Sequence[Instance]) -> Sequence[Instance]:
+        """The same; files that others took since the receiver started are marked as missing.
+
+        Raises:
+            OutOfResources: it is the spool that is gone.
+        """
+        gone = [str(i.path) for i in instances if not i.absent and not i.path.exists()]
+        if gone and not self.spool.incoming.is_dir():
+            raise OutOfResources(f"{self.spool.images} is away")
+        self.ledger.holdings.mark_missing(gone)
+        return [replace(i, absent=Absent.MISSING) if str(i.path) in gone else i for i in instances]
 
     def _report_uid(self, instances: Sequence[Instance]) -> str:
         return self._uid_with(instances, self._people(instances))

@@ -16,7 +16,7 @@ from dicom_node.demo.archive import Archive
 from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
 from dicom_node.desk.status import overview, story
 from dicom_node.model import Model
-from dicom_node.study import REPORT_CLASSES, Delivery, State
+from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
 from labeler.errors import BundleMissing
 from labeler.label import Labeler
 from tests.factories import a_series, changed
@@ -55,6 +55,43 @@ def test_a_disk_that_fails_lays_no_study_aside(bench: Bench) -> None:
     bench.spool.reports.unlink()
     bench.spool.reports.mkdir()
     assert bench.label(uid) == State.REPORTED
+
+
+def test_a_disk_that_gives_no_image_now_costs_none_its_labels(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 3, name="stale"))
+    place = bench.ledger.instances(uid)[1].path
+    kept = place.read_bytes()
+    place.unlink()
+    place.mkdir()
+    assert bench.pipeline.prepare(uid)
+    assert bench.label(uid) == State.QUEUED
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert row.attempts == 0
+    assert "cannot be read from the disk" in row.reason
+    place.rmdir()
+    place.write_bytes(kept)
+    bench.clock.now += 60
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+    assert bench.reasons() == {}
+
+
+def test_files_that_others_took_are_missed_at_once_and_no_series_is_labelled_by_half(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 3, name="taken"))
+    bench.ledger.instances(uid)[1].path.unlink()
+    assert bench.label(uid) == State.UNLABELLED
+    assert bench.reasons() == {FILES_GONE: 2}
+    assert [i.absent for i in bench.ledger.instances(uid)].count(Absent.MISSING) == 1
+
+
+def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 2, name="unmounted"))
+    elsewhere = bench.spool.images.with_name("elsewhere")
+    bench.spool.images.rename(elsewhere)
+    assert bench.label(uid) == State.QUEUED
+    elsewhere.rename(bench.spool.images)
+    bench.clock.now += 60
+    assert bench.pipeline.label_study(uid) == State.REPORTED
 
 
 @pytest.mark.parametrize("trouble", [BundleMissing("nobody: no such folder"), RuntimeError("CUDA out of memory")])

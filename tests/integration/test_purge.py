@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -
         len(report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence) == 6
     )
     assert before.sop_instance_uid in str(report.PredecessorDocumentsSequence)
+
+
+def test_images_that_were_away_while_their_study_was_prepared_are_labelled(bench: Bench) -> None:
+    images = a_series("torso", 6, name="ahead")
+    study = sent(bench, images[:4])
+    later(bench, 31)
+    purger(bench).purge()
+    bench.take(images[4:])
+    while not bench.pipeline.prepare(study):
+        pass
+    bench.take(images)
+    assert bench.label(study) == State.REPORTED
+    assert bench.reasons() == {}
+    current = bench.ledger.issued.current(images[0].SeriesInstanceUID)
+    assert current is not None
+    assert json.loads(current.summary)["images"] == 6
 
 
 def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> None:
