@@ -173,6 +173,33 @@ def test_a_processing_failure_is_forgiven_ten_times(home: Path, report: WrittenR
         node.ledger.engine.dispose()
 
 
+def rotten(path: Path) -> None:
+    path.write_bytes(b"rotten")
+
+
+def unreadable(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("harm", "outcome"), [(rotten, Delivery.FAILED), (unreadable, Delivery.WAITING)])
+def test_files_that_cannot_be_read_hold_up_no_others_and_say_why(
+    home: Path, report: WrittenReport, harm: Callable[[Path], None], outcome: Delivery
+) -> None:
+    with Pacs().listening() as port:
+        node = Owing(home, report, pacs=port)
+        node.owes(3, "pacs")
+        first, second = sorted(home.glob("*.dcm"))[:2]
+        harm(first)
+        harm(second)
+        with node.deliverer() as deliverer:
+            assert [deliverer.deliver(None, "pacs") for _ in range(3)] == [outcome, outcome, Delivery.SENT]
+        assert node.states("pacs") == [outcome] * 2
+        assert [str(row.detail).count(first.name) for row in node.ledger.deliveries.listed()].count(0) == 1
+        assert node.ledger.deliveries.destinations.ailing() == []
+        node.ledger.engine.dispose()
+
+
 def test_a_dead_archive_rests_is_probed_and_blocks_no_other(home: Path, report: WrittenReport) -> None:
     alive, port = Pacs(), free_port()
     with alive.listening() as living:
