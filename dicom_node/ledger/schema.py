@@ -255,9 +255,9 @@ def said_by_driver(error: SQLAlchemyError) -> str:
 def open_engine(url: str, patience: int = 10) -> Engine:
     """An engine with the settings that the promises need.
 
-    SQLite in WAL mode, writers queueing up to 30 s. PostgreSQL over connections that are tried before use, notice a
-    dead server within a minute, and wait no longer than SQLite does for a lock, so that a process that stands still
-    holds nobody up for ever.
+    What was to be written stands in no error: it may name a patient. SQLite in WAL mode, writers queueing up to 30 s.
+    PostgreSQL over connections that are tried before use, notice a dead server within a minute, and wait no longer than
+    SQLite does for a lock, so that a process that stands still holds nobody up for ever.
 
     Args:
         patience: seconds in which a server must take a connection.
@@ -271,7 +271,7 @@ def open_engine(url: str, patience: int = 10) -> Engine:
         Path(file or "").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigurationError(f"the ledger {file}: {error.strerror}; set another `home` or `ledger`") from error
-    engine = create_engine(url, connect_args={"timeout": PATIENCE})
+    engine = create_engine(url, connect_args={"timeout": PATIENCE}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
@@ -302,7 +302,8 @@ def _to_wal(connection: Any) -> None:
 def _postgresql(url: str, patience: int) -> Engine:
     noticing = {"connect_timeout": patience, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
     try:
-        engine = create_engine(url, pool_pre_ping=True, connect_args={**noticing, "tcp_user_timeout": 60_000})
+        bounds = {**noticing, "tcp_user_timeout": 60_000}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=bounds, hide_parameters=True)
     except ImportError as error:
         raise ConfigurationError(
             'a ledger on PostgreSQL needs psycopg, which is not installed: pip install "dicom-anatomy-node[postgresql]"'

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger
-from dicom_node.study import Delivery, Instance, NotLabelled, State, WrittenReport
+from dicom_node.study import Delivery, DueDelivery, Instance, NotLabelled, State, WrittenReport
 from tests.integration.conftest import SetClock
 
 
@@ -69,6 +69,17 @@ def test_a_database_that_fails_says_so_and_enters_the_next(ledger: Ledger) -> No
     rename("away", "study")
     assert ledger.instances("1.2") == [], "neither half is there"
     assert ledger.add_instance(an_instance())
+
+
+def test_what_was_to_be_written_stands_in_no_error(ledger: Ledger) -> None:
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("drop table delivery")
+    with pytest.raises(SQLAlchemyError) as failed:
+        ledger.deliveries.settle(
+            DueDelivery("9.1", "1.2", "pacs", Path("/r.dcm"), 1, 1), Delivery.FAILED, "no bed for DOE^JOHN"
+        )
+    assert "delivery" in str(failed.value)
+    assert "DOE" not in str(failed.value), "a task's last words go to the log"
 
 
 @pytest.mark.parametrize("peer", ["a\0b", "M\udcfcller", "x" * 100, "\u65e5\u672c"])
