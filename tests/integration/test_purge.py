@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -118,6 +118,24 @@ def test_unlabelled_studies_go_for_their_age_only(bench: Bench) -> None:
     later(bench, 31)
     assert purger(bench).purge() == 1
     assert state_of(bench, study) == State.PURGED
+
+
+@pytest.mark.parametrize("free_mib", [None, -1])
+def test_a_study_whose_files_cannot_be_removed_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, free_mib: int | None
+) -> None:
+    first, second = (sent(bench, a_series("leg", 1, name=name)) for name in ("restored", "other"))
+    remove = Spool.remove
+
+    def refused(spool: Spool, paths: Sequence[Path]) -> None:
+        if first in str(paths[0]):
+            raise PermissionError(13, "Permission denied", str(paths[0]))
+        remove(spool, paths)
+
+    monkeypatch.setattr(Spool, "remove", refused)
+    later(bench, 31 if free_mib is None else 1)
+    assert purger(bench, free_mib).purge() == 1
+    assert [state_of(bench, study) for study in (first, second)] == [State.SENT, State.PURGED]
 
 
 def mixed(name: str) -> list[Dataset]:
