@@ -342,6 +342,24 @@ def test_rows_whose_files_are_gone_are_marked_and_no_series_is_labelled_by_half(
     assert bench.label(study) == State.REPORTED
 
 
+def test_what_a_purge_takes_meanwhile_keeps_no_receiver_from_starting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = sent(bench, a_series("leg", 2, name="start"))
+    later(bench, 31)
+    listed = Spool.files
+
+    def overtaken(spool: Spool) -> Iterator[Path]:
+        found = list(listed(spool))
+        purger(bench).purge()
+        return iter(found)
+
+    monkeypatch.setattr(Spool, "files", overtaken)
+    assert reconcile(bench.settings, bench.spool, bench.ledger) == 0
+    assert state_of(bench, study) == State.PURGED
+    assert [i.absent for i in bench.ledger.instances(study)] == [Absent.PURGED] * 2
+
+
 @pytest.mark.parametrize("revision", [1, 2])
 def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revision: int) -> None:
     images = a_series("torso", 4, name="report lost")
