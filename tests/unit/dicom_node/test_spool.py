@@ -1,12 +1,13 @@
 """Durable files: whole or not at all, once, and nowhere else."""
 
 import errno
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -122,6 +123,18 @@ def test_half_written_files_are_cleared_at_start(spool: Spool):
     (spool.incoming / "x.part").write_bytes(b"half")
     assert spool.clear_incoming() == 1
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_over_nfs_a_half_written_file_is_cleared_too(spool: Spool, monkeypatch: pytest.MonkeyPatch):
+    """There an exclusive lock wants a file that is open for writing (flock(2))."""
+
+    def over_nfs(file: BinaryIO, _: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (spool.incoming / "x.part").write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", over_nfs)
+    assert spool.clear_incoming() == 1
 
 
 def test_a_spooled_file_tells_its_own_identity(spool: Spool):
