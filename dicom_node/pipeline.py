@@ -240,7 +240,7 @@ class Pipeline:
             written += made
         names = [peer.name for peer in self.settings.receivers_of_reports]
         sheets_to, rejections_to = self.settings.receivers_of_sheets, self.settings.receivers_of_rejections
-        return self.ledger.settle(lease, written, notes, names, taken[-1].peer, sheets_to, rejections_to)
+        return self.ledger.settle(lease, written, notes, names, instances[-1].peer, sheets_to, rejections_to)
 
     def _series(
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]

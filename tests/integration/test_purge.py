@@ -138,6 +138,22 @@ def test_a_study_whose_files_cannot_be_removed_holds_up_no_other(
     assert [state_of(bench, study) for study in (first, second)] == [State.SENT, State.PURGED]
 
 
+def test_a_study_under_whose_uids_nothing_but_anothers_came_is_shown_and_goes_for_its_age(bench: Bench) -> None:
+    sent(bench, a_series("leg", 1, name="moved"))
+    moved = changed(a_series("leg", 1, name="moved"), lambda image: setattr(image, "StudyInstanceUID", "1.2.3"))
+    assert bench.take(moved) == "1.2.3"
+    assert state_of(bench, "1.2.3") == State.UNLABELLED
+    assert "another object with this UID came first" in told(story(bench.ledger, "1.2.3"))
+    assert bench.ledger.orders.retry_study("1.2.3")
+    assert bench.pipeline.label_study("1.2.3") == State.UNLABELLED
+    later(bench, 31)
+    assert purger(bench).purge() == 2
+    assert list(bench.spool.files()) == []
+    new = changed(a_series("leg", 1, name="new"), lambda image: setattr(image, "StudyInstanceUID", "1.2.3"))
+    bench.take(new)
+    assert bench.label("1.2.3") == State.REPORTED
+
+
 def mixed(name: str) -> list[Dataset]:
     """Images of two patients in one study, which is laid aside."""
     two = a_series("leg", 2, name=name)
