@@ -22,13 +22,16 @@ from dicom_node.planes import Planes
 from dicom_node.processes.notify import Signs, ready, stopping
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
-from dicom_node.spool.purge import Purger
+from dicom_node.spool.purge import DOUBT, Purger
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell
 
 log = structlog.get_logger("watch")
 
 #: Seconds between two looks at what may be purged.
 _PURGE_EVERY = 10.0
+#: Seconds after its start in which the watcher lets nothing go for its age: a clock that is wrong when the machine
+#: starts is set right by then, and that is seen.
+_FIRST = 3600.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
     planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
-    steady = Steady(ledger.clock(), time.monotonic())
+    now = ledger.clock()
+    steady = Steady(now, time.monotonic(), now - DOUBT + _FIRST)
 
     def look() -> None:
         nonlocal steady

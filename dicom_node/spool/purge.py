@@ -19,7 +19,7 @@ log = structlog.get_logger("purge")
 
 _DAY = 86400.0
 #: Seconds after a step of the clock in which nothing goes for its age: a day to set a wrong clock right.
-_DOUBT = _DAY
+DOUBT = _DAY
 
 
 class Purger:
@@ -38,7 +38,7 @@ class Purger:
         now = self.ledger.clock()
         kept_since = now - self.settings.retention_days * _DAY
         aged = 0
-        if now - self.steady_since() >= _DOUBT:
+        if now - self.steady_since() >= DOUBT:
             aged = sum(self._study(uid, kept_since, early=False) for uid in self.ledger.holdings.purgeable(kept_since))
         return aged + self._make_room(kept_since)
 

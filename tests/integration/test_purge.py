@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
@@ -22,7 +24,9 @@ from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
 from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State
+from dicom_node.watch import watch
 from tests.factories import a_series, changed
+from tests.integration.test_completeness import Silent
 from tests.parts import Bench, told
 from tests.unit.dicom_node.test_spool import bytes_of
 
@@ -215,6 +219,23 @@ def test_a_clock_that_was_set_ahead_purges_nothing_for_a_day(bench: Bench) -> No
     assert doubting.purge() == 0
     later(bench, 1.1)
     assert doubting.purge() == 1
+
+
+def test_a_watcher_lets_nothing_go_for_its_age_before_a_clock_that_was_wrong_at_the_start_is_right(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, stop = sent(bench, a_series("leg", 1, name="boot")), threading.Event()
+    later(bench, 3650)
+    purge = Purger.purge
+
+    def once(purger: Purger) -> int:
+        purged = purge(purger)
+        stop.set()
+        return purged
+
+    monkeypatch.setattr(Purger, "purge", once)
+    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, stop)
+    assert state_of(bench, study) == State.SENT
 
 
 def test_a_promise_to_a_scanner_is_kept_for_the_retention_time_and_nothing_purged_is_promised(bench: Bench) -> None:
