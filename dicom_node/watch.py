@@ -77,8 +77,9 @@ def _ring(settings: Settings, ledger: Ledger, bell: Bell) -> int:
     """First bells always; repeated ones while messages wait only rarely, so that a backlog is not doubled."""
     rung = 0
     for row in ledger.growing(settings.ring_again_seconds) if settings.planes_mib else ():
-        wanted = to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer))
-        if wanted and bell.prepare(row.study_uid):
+        if to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer)):
+            if not bell.prepare(row.study_uid):
+                return rung
             ledger.rung_study(row.study_uid)
     for study_uid in ledger.due_studies(_patience(bell, LABEL_QUEUE, settings)):
         if not bell.label(study_uid):
