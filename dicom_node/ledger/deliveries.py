@@ -266,7 +266,7 @@ class Deliveries:
                     again = self.store.clock() + min(_LONGEST_PAUSE, 2.0 ** min(row.attempts, 30))
                     values = {"state": Delivery.WAITING, "detail": told, "next_at": again, "rung_at": 0.0}
                 key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
-                connection.execute(update(delivery).where(key).values(values))
+                connection.execute(update(delivery).where(key, asked).values(values))
                 _conclude(connection, row.study_uid)
         return len(answered)
 

@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger, deliveries
+from dicom_node.ledger.schema import delivery
 from dicom_node.study import Absent, Delivery, State
 from tests.integration.conftest import SetClock
 from tests.integration.test_ledger import a_report, an_instance, queued, state
@@ -145,6 +146,25 @@ def test_an_image_that_comes_again_while_its_study_is_purged_is_back_where_its_f
     assert again is named_again
     after = (Absent.HERE, State.RECEIVING) if named_again else (Absent.PURGED, State.PURGED)
     assert [(i.absent, state(ledger)) for i in ledger.instances("1.2")] == [after]
+
+
+def test_an_answer_about_commitment_takes_no_dismissal_back(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    due = ledger.deliveries.claim("pacs", 30)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.AWAITED, "0x0000", 5000.0, "9.1", transaction_uid="8.1")
+    answered = threading.Thread(
+        target=ledger.deliveries.commitment_answered, args=("8.1", "pacs", [], {"9.1": "0x0110"})
+    )
+    with ledger.engine.begin() as connection:
+        connection.execute(update(delivery).values(state=Delivery.DISMISSED))
+        answered.start()
+        answered.join(0.5)
+    answered.join()
+    assert ledger.deliveries.is_dismissed("9.1", "pacs")
 
 
 def test_many_due_rows_are_rung_for_in_turn(ledger: Ledger, clock: SetClock) -> None:
