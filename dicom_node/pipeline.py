@@ -246,7 +246,7 @@ class Pipeline:
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]
     ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
-        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].series_uid)
+        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].study_uid, instances[0].series_uid)
         if known := self._known_of(instances):
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
@@ -307,16 +307,20 @@ class Pipeline:
         those whom the report before it upheld, which may have to be made again."""
         first = instances[0]
         people = words_on(self.ledger, first.study_uid, first.series_uid)
-        if not people or not has_last_word(self.ledger, first.series_uid, _content(instances)):
+        if not people or not self._has_last_word(instances):
             return people
         earlier = (people[:count] for count in range(len(people), -1, -1))
         return next((some for some in earlier if self.ledger.issued.report(self._uid_with(instances, some))), people)
+
+    def _has_last_word(self, instances: Sequence[Instance]) -> bool:
+        first = instances[0]
+        return has_last_word(self.ledger, first.study_uid, first.series_uid, _content(instances))
 
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
         uid = self._report_uid(instances)
         report, sheet = self.ledger.issued.report(uid), self.ledger.issued.sheet(sheet_uid(uid))
-        if report is None and has_last_word(self.ledger, instances[0].series_uid, _content(instances)):
+        if report is None and self._has_last_word(instances):
             return self._reported_on(instances)  # by another model, and since then by a person
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
@@ -382,7 +386,8 @@ class Pipeline:
         header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
         context = reports.Context(header, content, finished, upheld=people)
-        earlier = self.ledger.issued.earlier(instances[0].series_uid, reports.uid_of(answer, context))
+        uid = reports.uid_of(answer, context)
+        earlier = self.ledger.issued.earlier(first.study_uid, first.series_uid, uid)
         return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))
 
 

@@ -256,7 +256,7 @@ def test_a_successor_supersedes(ledger: Ledger) -> None:
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report("9.2", predecessor="9.1")], [], [], "ct1")
-    current = ledger.issued.current("1.2.0")
+    current = ledger.issued.current("1.2", "1.2.0")
     assert current is not None
     assert current.sop_instance_uid == "9.2"
 
@@ -349,8 +349,8 @@ def test_the_reports_before_one_are_told_whether_it_is_there_or_not(ledger: Ledg
         assert lease is not None
         ledger.settle(lease, [a_report(f"9.{number}", f"9.{number - 1}" if number > 1 else None)], [], [], "ct1")
         assert ledger.holdings.make_again("1.2")
-    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.2")] == ["9.1"]
-    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2", "1.2.0", "9.2")] == ["9.1"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2", "1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
 
 
 def test_a_lease_that_ran_out_holds_nothing_up_after_the_clock_was_set_back(ledger: Ledger, clock: SetClock) -> None:

@@ -301,6 +301,19 @@ def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -
     assert "Header Protocol Name: hand -> DIFFER" in summary
 
 
+def test_a_series_uid_that_two_studies_share_makes_no_report_the_others_successor(bench: Bench) -> None:
+    one, other = (a_series("leg", 2, name=name) for name in ("one", "other"))
+    changed(other, lambda image: setattr(image, "SeriesInstanceUID", one[0].SeriesInstanceUID))
+    for images in (one, other):
+        uid = bench.take(images)
+        assert bench.label(uid) == State.REPORTED
+    for images in (one, other):
+        (report,) = bench.ledger.issued.of_study(str(images[0].StudyInstanceUID))
+        assert bench.ledger.issued.successor_of(report.sop_instance_uid) == ""
+        assert "PredecessorDocumentsSequence" not in dcmread(report.path)
+        assert bench.ledger.issued.current(report.study_uid, report.source_series_uid) == report
+
+
 def test_series_of_two_people_in_one_study_are_never_labelled(bench: Bench) -> None:
     first, second = a_series("torso", 3, name="one"), a_series("leg", 3, name="other")
     for image in second:

@@ -274,7 +274,7 @@ def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench:
     assert state_of(bench, study) == State.SENT
     reports = bench.ledger.issued.of_study(study)
     assert {r.source_series_uid for r in reports} == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
-    assert bench.ledger.issued.current(first[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(study, first[0].SeriesInstanceUID) == before
 
 
 def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -> None:
@@ -285,7 +285,7 @@ def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -
     purger(bench).purge()
     bench.take(images[4:])
     assert bench.label(study) == State.UNLABELLED
-    assert bench.ledger.issued.current(images[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(study, images[0].SeriesInstanceUID) == before
     assert bench.reasons() == {FILES_GONE: 2}
     assert "4 of 6 images are gone; push the whole series again" in told(story(bench.ledger, study))
     assert FILES_GONE in told(overview(bench.ledger))
@@ -311,7 +311,7 @@ def test_images_that_were_away_while_their_study_was_prepared_are_labelled(bench
     bench.take(images)
     assert bench.label(study) == State.REPORTED
     assert bench.reasons() == {}
-    current = bench.ledger.issued.current(images[0].SeriesInstanceUID)
+    current = bench.ledger.issued.current(study, images[0].SeriesInstanceUID)
     assert current is not None
     assert json.loads(current.summary)["images"] == 6
 
@@ -405,7 +405,7 @@ def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revisi
         bench.take(images[3:])
         bench.label(study)
         assert bench.deliver_all() == [Delivery.SENT]
-    current = bench.ledger.issued.current(images[0].SeriesInstanceUID)
+    current = bench.ledger.issued.current(study, images[0].SeriesInstanceUID)
     assert current is not None
     before = current.path.read_bytes()
     current.path.unlink()
