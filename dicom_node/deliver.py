@@ -76,7 +76,7 @@ class Deliverer:
         try:
             stored = self._send(due)
         except Stumbled as reason:
-            return self._postponed(due, reason) if due.attempt < _TRIES else self._given_up(due, reason)
+            return self._postponed(due, reason) if due.stumbles + 1 < _TRIES else self._given_up(due, reason)
         except (Retry, ConfigurationError) as reason:
             return self._postponed(due, reason)
         except Quarantine as reason:
@@ -101,7 +101,8 @@ class Deliverer:
         wait = pause(due.attempt, self.settings.longest_pause)
         again, detail = self.clock() + wait, told or str(reason)
         blamed = None if isinstance(reason, NotYet) else self._rest
-        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=blamed)
+        stumbled = isinstance(reason, Stumbled)
+        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=blamed, stumbled=stumbled)
         told = reason.loggable
         log.warning("postponed", report_uid=due.report_uid, attempt=due.attempt, again_in=round(wait), reason=told)
         return Delivery.WAITING

@@ -152,7 +152,7 @@ report = Table(
 Index("report_by_series", report.c.source_series_uid)
 Index("report_by_study", report.c.study_uid)
 
-#: Every report to every destination.
+#: Every report to every destination; at `stumbles` of its attempts the destination failed on this very object.
 delivery = Table(
     "delivery",
     metadata,
@@ -169,6 +169,7 @@ delivery = Table(
     Column("sent_at", Float, nullable=False, default=0.0),
     Column("sent_uid", Words(64), nullable=False, default=""),
     Column("transaction_uid", Words(64), nullable=False, default=""),
+    Column("stumbles", Integer, nullable=False, default=0, server_default="0"),
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)

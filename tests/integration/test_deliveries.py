@@ -173,6 +173,25 @@ def test_a_processing_failure_is_forgiven_ten_times(home: Path, report: WrittenR
         node.ledger.engine.dispose()
 
 
+def test_a_night_without_an_archive_leaves_it_ten_failures_on_an_object(home: Path, report: WrittenReport) -> None:
+    port = free_port()
+    node = Owing(home, report, pacs=port)
+    node.owes(1, "pacs")
+    with node.deliverer() as deliverer:
+        for _ in range(12):
+            assert deliverer.deliver(None, "pacs") == Delivery.WAITING
+            node.clock.now += 400
+        with Pacs(lambda _: 0x0110).listening(port):
+            outcomes = []
+            for _ in range(10):
+                outcomes.append(deliverer.deliver(None, "pacs"))
+                node.clock.now += 400
+            assert outcomes == [Delivery.WAITING] * 9 + [Delivery.FAILED]
+            assert node.ledger.deliveries.retry_all() == 1
+            assert deliverer.deliver(None, "pacs") == Delivery.WAITING
+    node.ledger.engine.dispose()
+
+
 def rotten(path: Path) -> None:
     path.write_bytes(b"rotten")
 
