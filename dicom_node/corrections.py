@@ -139,9 +139,9 @@ def _as_labelled(ledger: Ledger, written: WrittenReport, said: ReportedLabels) -
     return labelled is not None and labelled.images == said.images
 
 
-def draw_lost_sheet(settings: Settings, ledger: Ledger, spool: Spool, series_uid: str) -> None:
+def draw_lost_sheet(settings: Settings, ledger: Ledger, spool: Spool, study_uid: str, series_uid: str) -> None:
     """Draw the sheet to a series' corrected report again, where its file is lost."""
-    current = ledger.issued.current(series_uid)
+    current = ledger.issued.current(study_uid, series_uid)
     sheet = ledger.issued.sheet(sheet_uid(current.sop_instance_uid)) if current else None
     if current and sheet and not sheet.path.exists() and _is_a_persons(ledger, current):
         sheet_beside(settings, ledger, spool, current)
@@ -182,7 +182,7 @@ def _current(ledger: Ledger, report_uid: str) -> WrittenReport:
     row = ledger.issued.report(report_uid)
     if row is None:
         raise Quarantine(f"{report_uid}: no report of this node; `dicom-node status STUDY_UID` lists them")
-    current = ledger.issued.current(row.source_series_uid)
+    current = ledger.issued.current(row.study_uid, row.source_series_uid)
     if current is not None and current.sop_instance_uid != report_uid:
         raise Quarantine(f"{report_uid} has been superseded; amend {current.sop_instance_uid}")
     return row
@@ -324,9 +324,9 @@ def _word(row: WrittenReport) -> Word | None:
     return word_of(dcmread(row.path), vocabulary()) if row.path.exists() else None
 
 
-def has_last_word(ledger: Ledger, series_uid: str, content: str) -> bool:
+def has_last_word(ledger: Ledger, study_uid: str, series_uid: str, content: str) -> bool:
     """Is a person's the series' report, on exactly this content? Then none of the machine's comes after it."""
-    current = ledger.issued.current(series_uid)
+    current = ledger.issued.current(study_uid, series_uid)
     if current is None or current.content != content:
         return False
     return _is_a_persons(ledger, current)

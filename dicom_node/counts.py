@@ -13,6 +13,7 @@ import structlog
 from dicom_node.association.call import Caller
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.logs import where
 from dicom_node.send import objects_of
 from dicom_node.settings import Peer, Settings
 from dicom_node.study import Counted, StudyRow
@@ -53,9 +54,10 @@ class Counter:
             return False
         try:
             objects = objects_of(peer, self._caller, row.study_uid)
-        except NodeError as reason:
+        except Exception as error:  # whatever an archive's answer makes the parser raise is the archive's own
+            told = str(error) if isinstance(error, NodeError) else where(error)
             self._not_before[peer.name] = self.monotonic() + _RESPITE
-            log.warning("images not counted; the quiet time decides", peer=peer.name, reason=str(reason))
+            log.warning("images not counted; the quiet time decides", peer=peer.name, reason=told)
             return False
         self.ledger.performed.counted(row.study_uid, peer.name, objects)
         log.debug("counted", peer=peer.name, study_uid=row.study_uid, objects=objects)

@@ -15,12 +15,14 @@ import structlog
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, KeyObjectSelectionDocumentStorage
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
 from dicom_node.commitment import ask, tell
 from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Retry, Stumbled
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
+from dicom_node.logs import where
 from dicom_node.patience import pause, rest
 from dicom_node.reports.gate import evidence_of, passed, passed_rejection, passed_sheet
 from dicom_node.reports.rendition import rendition
@@ -74,11 +76,17 @@ class Deliverer:
         try:
             stored = self._send(due)
         except Stumbled as reason:
-            return self._postponed(due, reason) if due.attempt < _TRIES else self._given_up(due, reason)
+            return self._postponed(due, reason) if due.stumbles + 1 < _TRIES else self._given_up(due, reason)
         except (Retry, ConfigurationError) as reason:
             return self._postponed(due, reason)
         except Quarantine as reason:
             return self._given_up(due, reason)
+        except SQLAlchemyError:
+            raise
+        except OSError as error:
+            return self._postponed(due, NotYet(f"{due.path}: {error.strerror or type(error).__name__}"))
+        except Exception as error:  # the edge: a file that rotted may make the parser raise anything
+            return self._given_up(due, Quarantine(f"it cannot be sent: {where(error)}; {_anew(due)}"))
         log.info("delivered", report_uid=due.report_uid, destination=destination, answer=str(stored))
         if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:
             return self._ask_commitment(due, stored)
@@ -93,7 +101,8 @@ class Deliverer:
         wait = pause(due.attempt, self.settings.longest_pause)
         again, detail = self.clock() + wait, told or str(reason)
         blamed = None if isinstance(reason, NotYet) else self._rest
-        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=blamed)
+        stumbled = isinstance(reason, Stumbled)
+        self.ledger.deliveries.settle(due, Delivery.WAITING, detail, again, sent_uid, rest=blamed, stumbled=stumbled)
         told = reason.loggable
         log.warning("postponed", report_uid=due.report_uid, attempt=due.attempt, again_in=round(wait), reason=told)
         return Delivery.WAITING
@@ -186,6 +195,10 @@ class Deliverer:
                 f"{peer.name} files this study under another Patient ID than its images had here; held. Undo it there "
                 f"and `dicom-node retry {due.study_uid}`, or set check_patient = false to send it as it is"
             )
+
+
+def _anew(due: DueDelivery) -> str:
+    return f"remove {due.path} and `dicom-node deliveries retry {due.report_uid}` to have it made again"
 
 
 def _check_wanted(due: DueDelivery, peer: Peer) -> None:

@@ -48,6 +48,7 @@ from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,
+    Absent,
     Instance,
     Kind,
     Lease,
@@ -134,10 +135,12 @@ class Pipeline:
             return True
         taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
         fresh = [series for series in _by_series(taken) if not self._known_of(series)]
-        if not self._reader.prepare([instance for series in fresh for instance in series], _TURN_SECONDS):
+        here = [instance for series in fresh for instance in series if not instance.absent]
+        if not self._reader.prepare(here, _TURN_SECONDS):
             return False
         settled_before = began - self.settings.settled_after(row.peer)
-        settled = [series for series in fresh if max(image.received_at for image in series) < settled_before]
+        whole = [series for series in fresh if not any(image.absent for image in series)]
+        settled = [series for series in whole if max(image.received_at for image in series) < settled_before]
         if not all(self._scored_ahead(series) for series in settled):
             return False
         self.ledger.prepared(study_uid, began)
@@ -159,6 +162,8 @@ class Pipeline:
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
+        except OutOfResources:  # it is told when the study is labelled
+            return True
         self.planes.put(mark, b"")
         return True
 
@@ -235,16 +240,17 @@ class Pipeline:
             written += made
         names = [peer.name for peer in self.settings.receivers_of_reports]
         sheets_to, rejections_to = self.settings.receivers_of_sheets, self.settings.receivers_of_rejections
-        return self.ledger.settle(lease, written, notes, names, taken[-1].peer, sheets_to, rejections_to)
+        return self.ledger.settle(lease, written, notes, names, instances[-1].peer, sheets_to, rejections_to)
 
     def _series(
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]
     ) -> tuple[list[WrittenReport], list[NotLabelled]]:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
-        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].series_uid)
+        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].study_uid, instances[0].series_uid)
         if known := self._known_of(instances):
             return known, []
         study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
+        instances = self._looked_for(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances)
         people = self._people(instances)
@@ -277,6 +283,18 @@ class Pipeline:
         rejections = rejections_beside(self.settings, self.ledger, self.spool, report, built)
         return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
 
+    def _looked_for(self, instances: Sequence[Instance]) -> Sequence[Instance]:
+        """The same; files that others took since the receiver started are marked as missing.
+
+        Raises:
+            OutOfResources: it is the spool that is gone.
+        """
+        gone = [str(i.path) for i in instances if not i.absent and not i.path.exists()]
+        if gone and not self.spool.incoming.is_dir():
+            raise OutOfResources(f"{self.spool.images} is away")
+        self.ledger.holdings.mark_missing(gone)
+        return [replace(i, absent=Absent.MISSING) if str(i.path) in gone else i for i in instances]
+
     def _report_uid(self, instances: Sequence[Instance]) -> str:
         return self._uid_with(instances, self._people(instances))
 
@@ -289,16 +307,20 @@ class Pipeline:
         those whom the report before it upheld, which may have to be made again."""
         first = instances[0]
         people = words_on(self.ledger, first.study_uid, first.series_uid)
-        if not people or not has_last_word(self.ledger, first.series_uid, _content(instances)):
+        if not people or not self._has_last_word(instances):
             return people
         earlier = (people[:count] for count in range(len(people), -1, -1))
         return next((some for some in earlier if self.ledger.issued.report(self._uid_with(instances, some))), people)
+
+    def _has_last_word(self, instances: Sequence[Instance]) -> bool:
+        first = instances[0]
+        return has_last_word(self.ledger, first.study_uid, first.series_uid, _content(instances))
 
     def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
         """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
         uid = self._report_uid(instances)
         report, sheet = self.ledger.issued.report(uid), self.ledger.issued.sheet(sheet_uid(uid))
-        if report is None and has_last_word(self.ledger, instances[0].series_uid, _content(instances)):
+        if report is None and self._has_last_word(instances):
             return self._reported_on(instances)  # by another model, and since then by a person
         known = [part for part in (report, sheet) if part is not None]
         return known if report is not None and all(part.path.exists() for part in known) else []
@@ -364,7 +386,8 @@ class Pipeline:
         header = peek(first.path)
         finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
         context = reports.Context(header, content, finished, upheld=people)
-        earlier = self.ledger.issued.earlier(instances[0].series_uid, reports.uid_of(answer, context))
+        uid = reports.uid_of(answer, context)
+        earlier = self.ledger.issued.earlier(first.study_uid, first.series_uid, uid)
         return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))
 
 

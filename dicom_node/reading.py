@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from dicom_node.errors import OutOfResources
 from dicom_node.planes import Planes
 from dicom_node.study import Instance
 from labeler.dicom import Read
@@ -42,7 +43,11 @@ class Reader:
     preprocessing: str
 
     def read(self, instances: Iterable[Instance]) -> Iterator[Read]:
-        """Images in their order."""
+        """Images in their order.
+
+        Raises:
+            OutOfResources: the disk does not give one of them to us now.
+        """
         return self._in_turn(self._read, instances)
 
     def prepare(self, instances: Sequence[Instance], seconds: float) -> bool:
@@ -51,7 +56,7 @@ class Reader:
         until = time.monotonic() + seconds
         for done, kept in enumerate(self._in_turn(self._keep, missing), start=1):
             if not kept:
-                return True  # the disk takes no more: the others are decoded when they are labelled
+                return True  # the disk takes no more, or gives no more: the others are decoded when they are labelled
             if time.monotonic() > until:
                 return done == len(missing)
         return True
@@ -66,11 +71,20 @@ class Reader:
             return self._decoded(instance)
 
     def _keep(self, instance: Instance) -> bool:
-        return self.planes.put(self._place(instance), packed(self._decoded(instance)))
+        try:
+            return self.planes.put(self._place(instance), packed(self._decoded(instance)))
+        except OutOfResources:
+            return False
 
     def _decoded(self, instance: Instance) -> Read:
-        """A file whose decoder did not live to tell what it is stays with its series."""
+        """A file whose decoder did not live to tell what it is stays with its series.
+
+        Raises:
+            OutOfResources: the disk does not give it to us now.
+        """
         read = self.sandbox.read(instance.path)
+        if read.skipped is not None and read.skipped.reason == Skip.AWAY:
+            raise OutOfResources(f"{instance.path.parent}: {read.skipped.reason}: {read.skipped.detail}")
         if read.skipped is None or read.skipped.reason not in (Skip.CRASHED, Skip.TOO_SLOW, Skip.TOO_LARGE):
             return read
         source = Source(0, instance.sop_instance_uid, instance.sop_class_uid)

@@ -26,23 +26,19 @@ log = structlog.get_logger("reconcile")
 def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
     """Make them agree; returns how many objects were entered."""
     cleared = spool.clear_incoming()
-    known = ledger.holdings.paths()
-    files = sorted(spool.files(), key=lambda path: path.stat().st_mtime)
-    entered = sum(ledger.add_instance(found, former) for found, former in _unknown(settings, spool, files, known))
-    missing = _mark_missing(ledger, known - {str(path) for path in files})
+    known, files = ledger.holdings.paths(), {str(path) for path in spool.files()}
+    entered = sum(ledger.add_instance(found, former) for found, former in _unknown(settings, spool, files - known))
+    missing = _mark_missing(ledger, known - files)
     again = _reports(spool, ledger)
     if cleared or entered or missing or again:
         log.info("reconciled", entered=entered, missing=missing, reports_made_again=again, half_written_removed=cleared)
     return entered
 
 
-def _unknown(
-    settings: Settings, spool: Spool, files: list[Path], known: set[str]
-) -> Iterator[tuple[Instance, Callable[[], str]]]:
+def _unknown(settings: Settings, spool: Spool, files: set[str]) -> Iterator[tuple[Instance, Callable[[], str]]]:
+    """Files that the ledger does not know, so that no purge takes them, in the order of their coming."""
     names = {peer.ae_title: peer.name for peer in settings.peers}
-    for path in files:
-        if str(path) in known:
-            continue
+    for path in sorted(map(Path, files), key=lambda path: path.stat().st_mtime):
         try:
             identity, syntax, calling = read_spooled(path)
         except NotUnderstood as error:

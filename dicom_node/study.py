@@ -235,6 +235,8 @@ class DueDelivery:
     attempt: int
     fence: int
     kind: Kind = Kind.REPORT
+    #: How often its destination has failed on this very object.
+    stumbles: int = 0
 
 
 class StepStatus(StrEnum):

@@ -22,13 +22,16 @@ from dicom_node.planes import Planes
 from dicom_node.processes.notify import Signs, ready, stopping
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
-from dicom_node.spool.purge import Purger
+from dicom_node.spool.purge import DOUBT, Purger
 from dicom_node.tasks import DELIVER_QUEUE, LABEL_QUEUE, Bell
 
 log = structlog.get_logger("watch")
 
 #: Seconds between two looks at what may be purged.
 _PURGE_EVERY = 10.0
+#: Seconds after its start in which the watcher lets nothing go for its age: a clock that is wrong when the machine
+#: starts is set right by then, and that is seen.
+_FIRST = 3600.0
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,9 @@ def _ring(settings: Settings, ledger: Ledger, bell: Bell) -> int:
     """First bells always; repeated ones while messages wait only rarely, so that a backlog is not doubled."""
     rung = 0
     for row in ledger.growing(settings.ring_again_seconds) if settings.planes_mib else ():
-        wanted = to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer))
-        if wanted and bell.prepare(row.study_uid):
+        if to_prepare(row.last_at, row.prepared_at, settings.settled_after(row.peer)):
+            if not bell.prepare(row.study_uid):
+                return rung
             ledger.rung_study(row.study_uid)
     for study_uid in ledger.due_studies(_patience(bell, LABEL_QUEUE, settings)):
         if not bell.label(study_uid):
@@ -98,7 +102,8 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
     planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
-    steady = Steady(ledger.clock(), time.monotonic())
+    now = ledger.clock()
+    steady = Steady(now, time.monotonic(), now - DOUBT + _FIRST)
 
     def look() -> None:
         nonlocal steady

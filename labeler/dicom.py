@@ -62,6 +62,8 @@ def read_file(
         modality = str(dataset.get("Modality", ""))
     except MemoryError:
         return Read(skipped=Skipped(Source(0), Skip.TOO_LARGE, "its data set"))
+    except OSError as error:  # the disk's fault, which says nothing about the image
+        return Read(skipped=Skipped(Source(0), Skip.AWAY, f"{path.name}: {error.strerror or type(error).__name__}"))
     except Exception as error:  # a file may hold anything, and parsers raise whatever they meet
         return Read(skipped=Skipped(Source(0), Skip.NOT_DICOM, f"{path.name}: {type(error).__name__}"))
     try:

@@ -24,6 +24,7 @@ class Skip(StrEnum):
     """Why an image carries no label."""
 
     NOT_DICOM = "not a readable DICOM file"
+    AWAY = "its file cannot be read from the disk"
     MODALITY = "modality is neither CT nor MR"
     NO_PIXELS = "no pixel data"
     COLOUR = "colour image"

@@ -72,7 +72,7 @@ def grown(bench: Bench, late: list[Dataset], peer: str = "ct1") -> WrittenReport
     (standing,) = [
         r for r in bench.ledger.issued.of_study(uid) if not bench.ledger.issued.successor_of(r.sop_instance_uid)
     ]
-    assert bench.ledger.issued.current(series) == standing
+    assert bench.ledger.issued.current(uid, series) == standing
     return standing
 
 

@@ -181,7 +181,7 @@ def _print_sheets(pushes: Sequence[Push], archive: Archive, folder: Path) -> Non
 
 
 def _summary(item: Push, ledger: Ledger) -> dict[str, Any] | None:
-    report = ledger.issued.current(item.series_uid)
+    report = ledger.issued.current(item.study_uid, item.series_uid)
     return json.loads(report.summary) if report else None
 
 

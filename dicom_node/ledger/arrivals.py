@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from sqlalchemy import Dialect, bindparam, exists, or_
+from sqlalchemy import Dialect, and_, bindparam, exists, or_
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import PoolProxiedConnection
@@ -32,7 +32,7 @@ class Arrivals:
     """Enters objects and lets their studies grow."""
 
     def __init__(self, store: Store) -> None:
-        self._engine = store.engine
+        self._store, self._engine = store, store.engine
         self._entry, self._growth = _entry(store), _growth(store)
         self._quick_entry, self._quick_growth = (Prepared(s, store.engine.dialect) for s in (self._entry, self._growth))
         self._is_sqlite = store.engine.dialect.name == "sqlite"
@@ -63,6 +63,12 @@ class Arrivals:
         """The object's study has so many more, and is open again."""
         values = {"new_study_uid": new.study_uid, "new_peer": new.peer, "new_received_at": new.received_at}
         connection.execute(self._growth, {**values, "new_by": by})
+
+    def mention(self, connection: Connection, new: Instance, reason: str) -> None:
+        """The object's study is known from now on, although there is nothing to label."""
+        at = {"first_at": new.received_at, "last_at": new.received_at}
+        values = {"study_uid": new.study_uid, "state": State.UNLABELLED, "reason": reason, "peer": new.peer, **at}
+        connection.execute(self._store.insert(study).values(**values, instances=0).on_conflict_do_nothing())
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
@@ -165,8 +171,8 @@ def _entry(store: Store) -> Any:
         name: bindparam(f"new_{name}", type_=instance.c[name].type) for name in Instance.__dataclass_fields__
     }
     named = instance.alias()
-    same_uid = named.c.sop_instance_uid == values["sop_instance_uid"]
-    values["conflict"] = or_(values["conflict"], exists().where(same_uid, named.c.digest != values["digest"]))
+    other = and_(named.c.sop_instance_uid == values["sop_instance_uid"], named.c.digest != values["digest"])
+    values["conflict"] = or_(values["conflict"], exists().where(other, ~named.c.conflict))
     return store.insert(instance).values(values).on_conflict_do_nothing().returning(instance.c.conflict)
 
 

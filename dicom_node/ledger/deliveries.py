@@ -44,7 +44,7 @@ class Deliveries:
     def retry(self, connection: Connection, condition: Any, given_up: Sequence[Delivery] = (Delivery.FAILED,)) -> int:
         """Failed deliveries wait again, and their studies with them; how many these are."""
         failed = and_(condition, delivery.c.state.in_(given_up))
-        again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
+        again = {"state": Delivery.WAITING, "attempts": 0, "stumbles": 0, "next_at": 0.0, "rung_at": 0.0}
         changed = update(delivery).where(failed).values(again).returning(delivery.c.study_uid)
         studies = list(connection.execute(changed).scalars())
         _lock_studies(connection, studies)
@@ -140,12 +140,12 @@ class Deliveries:
             if connection.execute(update(delivery).where(key, free).values(taken)).rowcount != 1:
                 return None
             row = connection.execute(
-                select(delivery.c.study_uid, delivery.c.attempts, delivery.c.fence, report.c.path, report.c.kind)
+                select(delivery, report.c.path, report.c.kind)
                 .join(report, report.c.sop_instance_uid == delivery.c.report_uid)
                 .where(key)
             ).one()
         path, kind = Path(row.path), Kind(row.kind)
-        return DueDelivery(uid, row.study_uid, destination, path, row.attempts, row.fence, kind)
+        return DueDelivery(uid, row.study_uid, destination, path, row.attempts, row.fence, kind, row.stumbles)
 
     def renew(self, due: DueDelivery, lease_seconds: float) -> bool:
         """Keep a lease; False when it is lost."""
@@ -188,6 +188,7 @@ class Deliveries:
         sent_uid: str = "",
         transaction_uid: str = "",
         rest: Callable[[int], float] | None = None,
+        stumbled: bool = False,
     ) -> None:
         """Write down how an attempt ended; the study is SENT when all its deliveries are.
 
@@ -196,6 +197,7 @@ class Deliveries:
             sent_uid: SOP Instance UID of the object that went out, a rendition's where the report did not itself.
             transaction_uid: under which its storage commitment was asked for.
             rest: given where the destination is to blame: its failures in a row -> seconds that it rests.
+            stumbled: it failed on this very object.
         """
         key = and_(
             delivery.c.report_uid == due.report_uid,
@@ -211,6 +213,7 @@ class Deliveries:
             "sent_at": self.store.clock() if state in (Delivery.SENT, Delivery.AWAITED) else 0.0,
             "sent_uid": sent_uid,
             "transaction_uid": transaction_uid,
+            "stumbles": delivery.c.stumbles + int(stumbled),
         }
         with self.store.engine.begin() as connection:
             if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
@@ -233,7 +236,7 @@ class Deliveries:
             **blank,
         }
         owed = {"report_uid": uid, "destination": peer, "study_uid": "", "state": Delivery.WAITING}
-        again = {"state": Delivery.WAITING, "attempts": 0, "next_at": 0.0, "rung_at": 0.0}
+        again = {"state": Delivery.WAITING, "attempts": 0, "stumbles": 0, "next_at": 0.0, "rung_at": 0.0}
         with self.store.engine.begin() as connection:
             connection.execute(self.store.insert(report).values(answer).on_conflict_do_nothing())
             keys = [delivery.c.report_uid, delivery.c.destination]
@@ -266,7 +269,7 @@ class Deliveries:
                     again = self.store.clock() + min(_LONGEST_PAUSE, 2.0 ** min(row.attempts, 30))
                     values = {"state": Delivery.WAITING, "detail": told, "next_at": again, "rung_at": 0.0}
                 key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
-                connection.execute(update(delivery).where(key).values(values))
+                connection.execute(update(delivery).where(key, asked).values(values))
                 _conclude(connection, row.study_uid)
         return len(answered)
 

@@ -70,6 +70,8 @@ class Holdings:
         row = connection.execute(select(instance.c.absent, instance.c.path, instance.c.conflict).where(key)).one()
         if row.absent == Absent.HERE and row.path == str(found.path):
             return False
+        if not found.path.exists():  # a purge took it between its sender's last byte and this look
+            return False
         connection.execute(update(instance).where(key).values(absent=Absent.HERE, path=str(found.path)))
         return row.absent != Absent.HERE and not row.conflict
 

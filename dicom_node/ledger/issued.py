@@ -65,9 +65,9 @@ class Issued:
         sent = select(delivery.c.report_uid).where(delivery.c.sent_uid == sop_instance_uid)
         return self._newest(or_(report.c.sop_instance_uid == sop_instance_uid, report.c.sop_instance_uid.in_(sent)))
 
-    def current(self, source_series_uid: str) -> WrittenReport | None:
+    def current(self, study_uid: str, source_series_uid: str) -> WrittenReport | None:
         """The newest report on a series."""
-        return self._newest(and_(report.c.source_series_uid == source_series_uid, report.c.superseded_by == ""))
+        return self._newest(and_(_on(study_uid, source_series_uid), report.c.superseded_by == ""))
 
     def of_study(self, study_uid: str) -> list[WrittenReport]:
         """All reports on a study, the oldest first."""
@@ -79,9 +79,9 @@ class Issued:
         with self.store.engine.connect() as connection:
             return str(connection.execute(wanted).scalar() or "")
 
-    def earlier(self, source_series_uid: str, report_uid: str) -> list[WrittenReport]:
+    def earlier(self, study_uid: str, source_series_uid: str, report_uid: str) -> list[WrittenReport]:
         """The reports on a series that this one succeeds, or will, the oldest first."""
-        rows = self._reports(report.c.source_series_uid == source_series_uid)
+        rows = self._reports(_on(study_uid, source_series_uid))
         before = {row["superseded_by"]: row for row in rows}
         uid = report_uid if any(row["sop_instance_uid"] == report_uid for row in rows) else ""
         chain: list[WrittenReport] = []
@@ -107,6 +107,11 @@ class Issued:
         with self.store.engine.connect() as connection:
             row = connection.execute(wanted).mappings().first()
         return _written(row) if row else None
+
+
+def _on(study_uid: str, source_series_uid: str) -> Any:
+    """Of this study: two patients' images may carry one Series Instance UID, and their reports are no revisions."""
+    return and_(report.c.study_uid == study_uid, report.c.source_series_uid == source_series_uid)
 
 
 def _supersede(connection: Connection, earlier: str, newer: str) -> str:

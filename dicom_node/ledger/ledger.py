@@ -73,7 +73,8 @@ class Ledger:
         """Enter an object; False when it stands here already. A new image of a study reopens it, as does one whose file
         had left the spool.
 
-        An object whose UID came before with other bytes is kept and reported, and changes nothing else.
+        An object whose UID came before with other bytes is kept and reported, and changes nothing else; a study of
+        which nothing else has come is UNLABELLED.
 
         Args:
             former: tells the digest by which a former version would have entered it; asked where its UID stands here.
@@ -92,6 +93,7 @@ class Ledger:
             if entered.conflict:
                 note = NotLabelled(new.sop_instance_uid, new.series_uid, "another object with this UID came first")
                 self._note(connection, new.study_uid, new.peer, [note])
+                self._arrivals.mention(connection, new, note.reason)
             else:
                 self._arrivals.grow(connection, new)
         return True

@@ -152,7 +152,7 @@ report = Table(
 Index("report_by_series", report.c.source_series_uid)
 Index("report_by_study", report.c.study_uid)
 
-#: Every report to every destination.
+#: Every report to every destination; at `stumbles` of its attempts the destination failed on this very object.
 delivery = Table(
     "delivery",
     metadata,
@@ -169,6 +169,7 @@ delivery = Table(
     Column("sent_at", Float, nullable=False, default=0.0),
     Column("sent_uid", Words(64), nullable=False, default=""),
     Column("transaction_uid", Words(64), nullable=False, default=""),
+    Column("stumbles", Integer, nullable=False, default=0, server_default="0"),
 )
 Index("delivery_by_state", delivery.c.state, delivery.c.next_at)
 Index("delivery_by_transaction", delivery.c.transaction_uid)
@@ -255,9 +256,9 @@ def said_by_driver(error: SQLAlchemyError) -> str:
 def open_engine(url: str, patience: int = 10) -> Engine:
     """An engine with the settings that the promises need.
 
-    SQLite in WAL mode, writers queueing up to 30 s. PostgreSQL over connections that are tried before use, notice a
-    dead server within a minute, and wait no longer than SQLite does for a lock, so that a process that stands still
-    holds nobody up for ever.
+    What was to be written stands in no error: it may name a patient. SQLite in WAL mode, writers queueing up to 30 s.
+    PostgreSQL over connections that are tried before use, notice a dead server within a minute, and wait no longer than
+    SQLite does for a lock, so that a process that stands still holds nobody up for ever.
 
     Args:
         patience: seconds in which a server must take a connection.
@@ -271,7 +272,7 @@ def open_engine(url: str, patience: int = 10) -> Engine:
         Path(file or "").parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigurationError(f"the ledger {file}: {error.strerror}; set another `home` or `ledger`") from error
-    engine = create_engine(url, connect_args={"timeout": PATIENCE})
+    engine = create_engine(url, connect_args={"timeout": PATIENCE}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: Any) -> None:
@@ -302,7 +303,8 @@ def _to_wal(connection: Any) -> None:
 def _postgresql(url: str, patience: int) -> Engine:
     noticing = {"connect_timeout": patience, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
     try:
-        engine = create_engine(url, pool_pre_ping=True, connect_args={**noticing, "tcp_user_timeout": 60_000})
+        bounds = {**noticing, "tcp_user_timeout": 60_000}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=bounds, hide_parameters=True)
     except ImportError as error:
         raise ConfigurationError(
             'a ledger on PostgreSQL needs psycopg, which is not installed: pip install "dicom-anatomy-node[postgresql]"'

@@ -203,7 +203,7 @@ def discard(path: Path) -> None:
 def sweep(path: Path) -> bool:
     """Remove a file whose process has ended; was it one?"""
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # over NFS only who may write may lock (flock(2))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
     except (BlockingIOError, FileNotFoundError):

@@ -19,7 +19,7 @@ log = structlog.get_logger("purge")
 
 _DAY = 86400.0
 #: Seconds after a step of the clock in which nothing goes for its age: a day to set a wrong clock right.
-_DOUBT = _DAY
+DOUBT = _DAY
 
 
 class Purger:
@@ -30,30 +30,44 @@ class Purger:
     ) -> None:
         self.settings, self.ledger, self.spool, self.steady_since = settings, ledger, spool, steady_since
         self._full = False
+        #: Studies whose files could not be removed, which has been said.
+        self._stuck: set[str] = set()
 
     def purge(self) -> int:
         """One pass; returns how many studies lost their files."""
         now = self.ledger.clock()
         kept_since = now - self.settings.retention_days * _DAY
         aged = 0
-        if now - self.steady_since() >= _DOUBT:
+        if now - self.steady_since() >= DOUBT:
             aged = sum(self._study(uid, kept_since, early=False) for uid in self.ledger.holdings.purgeable(kept_since))
         return aged + self._make_room(kept_since)
 
     def _make_room(self, kept_since: float) -> int:
         wanted = (self.settings.reserve_mib + self.settings.purge_margin_mib) << 20
-        purged = 0
+        purged, held = 0, set[str]()
         while (free := self.spool.free()) < wanted:
-            studies = self.ledger.holdings.purgeable(kept_since, early=True, limit=1)
-            if not studies or not self._study(studies[0], kept_since, early=True):
+            oldest = self.ledger.holdings.purgeable(kept_since, early=True, limit=1 + len(held))
+            study_uid = next((uid for uid in oldest if uid not in held), None)
+            if study_uid is None:
                 self._complain(free)
                 return purged
-            purged += 1
+            if self._study(study_uid, kept_since, early=True):
+                purged += 1
+            else:
+                held.add(study_uid)
         self._full = False
         return purged
 
     def _study(self, study_uid: str, kept_since: float, early: bool) -> bool:
-        gone = self.ledger.holdings.purge(study_uid, kept_since, early, self.spool.remove)
+        """False where it stays; one whose files cannot be removed, as after a restore, holds up no other."""
+        try:
+            gone = self.ledger.holdings.purge(study_uid, kept_since, early, self.spool.remove)
+        except OSError as error:
+            if study_uid not in self._stuck:
+                remedy = "give its folder to the node's user"
+                log.error("not purged", study_uid=study_uid, reason=str(error), remedy=remedy)
+            self._stuck.add(study_uid)
+            return False
         if gone is not None:
             log.info("purged", study_uid=study_uid, files=gone.files, mib=gone.bytes >> 20, before_its_time=early)
         return gone is not None

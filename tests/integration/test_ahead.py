@@ -168,6 +168,23 @@ class Ear(Bell):
         return True
 
 
+class Deaf(Ear):
+    """A bell whose broker is away: every try takes its time."""
+
+    def _ring(self, name: str, *arguments: str, **_: Any) -> bool:
+        super()._ring(name, *arguments)
+        return False
+
+
+def test_a_broker_that_is_away_is_tried_once_in_a_sweep(bench: Bench) -> None:
+    for name in ("one", "two", "three"):
+        bench.take(a_series("leg", 1, name=name))
+    bench.clock.now = max(row.last_at for row in bench.ledger.receiving()) + 1.0
+    bell = Deaf()
+    sweep(bench.settings, bench.ledger, bell)
+    assert len(bell.heard) == 1
+
+
 def test_the_watcher_rings_for_growth_and_once_more_in_the_silence(bench: Bench) -> None:
     clock, ledger, bell = bench.clock, bench.ledger, Ear()
     uid = bench.take(a_series("leg", 2, name="bell"))

@@ -14,6 +14,7 @@ import pytest
 from celery import Celery
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.valuerep import IS
 from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.sop_class import ModalityPerformedProcedureStep
@@ -31,6 +32,7 @@ from dicom_node.tasks import Bell
 from dicom_node.watch import sweep
 from tests.factories import a_series
 from tests.integration.conftest import SetClock
+from tests.integration.test_ledger import an_instance
 from tests.parts import told
 from tests.support import Orthanc
 
@@ -246,6 +248,26 @@ def test_an_archive_that_is_away_is_left_alone_for_a_while_and_silence_decides(
     assert node.sweep(60) == 1
     assert node.completed_by(images) == "no image for 60 s"
     node.receiver.stop()
+    node.ledger.engine.dispose()
+
+
+def test_an_answer_beyond_reading_is_an_archives_own_and_it_is_asked_again(
+    tmp_path: Path, database: str, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=1, counts=True)
+    node, ticks = Node(tmp_path / "home", database, clock, pacs), [0.0]
+    counter = Counter(node.settings, node.ledger, lambda: ticks[0])
+    node.ledger.add_instance(an_instance(1))
+    clock.now += 10
+
+    def nines(*_: object) -> int:
+        return int(IS("9" * 400))
+
+    monkeypatch.setattr("dicom_node.counts.objects_of", nines)
+    assert counter.ask() == 0
+    monkeypatch.setattr("dicom_node.counts.objects_of", lambda *_: 1)
+    ticks[0] += 61
+    assert counter.ask() == 1
     node.ledger.engine.dispose()
 
 

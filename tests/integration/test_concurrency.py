@@ -8,11 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger, deliveries
+from dicom_node.ledger.schema import delivery
 from dicom_node.study import Absent, Delivery, State
 from tests.integration.conftest import SetClock
 from tests.integration.test_ledger import a_report, an_instance, queued, state
@@ -112,7 +113,11 @@ def test_the_last_two_deliveries_do_not_each_wait_for_the_other(
     assert state(ledger) == State.SENT
 
 
-def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(ledger: Ledger, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named_again", [True, False])
+def test_an_image_that_comes_again_while_its_study_is_purged_is_back_where_its_file_is(
+    ledger: Ledger, tmp_path: Path, named_again: bool
+) -> None:
+    """Its receiver gave the file its name after the purge took the old one, or found the old one a moment before."""
     image = an_instance(1, path=tmp_path / "image.dcm")
     image.path.write_bytes(b"image")
     ledger.add_instance(image)
@@ -127,6 +132,8 @@ def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(
         removing.set()
         assert not pushed.wait(0.3), "the ledger let an image in while its file was being removed"
         image.path.unlink()
+        if named_again:
+            image.path.write_bytes(b"image")
 
     def push_again() -> bool:
         removing.wait(10)
@@ -136,8 +143,28 @@ def test_an_image_that_comes_again_while_its_study_is_purged_is_back_afterwards(
 
     purged, again = together(lambda: ledger.holdings.purge("1.2", 2000.0, False, remove), push_again)
     assert getattr(purged, "files", purged) == 1
-    assert again is True
-    assert [(i.absent, state(ledger)) for i in ledger.instances("1.2")] == [(Absent.HERE, State.RECEIVING)]
+    assert again is named_again
+    after = (Absent.HERE, State.RECEIVING) if named_again else (Absent.PURGED, State.PURGED)
+    assert [(i.absent, state(ledger)) for i in ledger.instances("1.2")] == [after]
+
+
+def test_an_answer_about_commitment_takes_no_dismissal_back(ledger: Ledger) -> None:
+    queued(ledger)
+    lease = ledger.claim("1.2", 30)
+    assert lease is not None
+    ledger.settle(lease, [a_report()], [], ["pacs"], "ct1")
+    due = ledger.deliveries.claim("pacs", 30)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.AWAITED, "0x0000", 5000.0, "9.1", transaction_uid="8.1")
+    answered = threading.Thread(
+        target=ledger.deliveries.commitment_answered, args=("8.1", "pacs", [], {"9.1": "0x0110"})
+    )
+    with ledger.engine.begin() as connection:
+        connection.execute(update(delivery).values(state=Delivery.DISMISSED))
+        answered.start()
+        answered.join(0.5)
+    answered.join()
+    assert ledger.deliveries.is_dismissed("9.1", "pacs")
 
 
 def test_many_due_rows_are_rung_for_in_turn(ledger: Ledger, clock: SetClock) -> None:

@@ -206,7 +206,7 @@ def test_a_correction_goes_out_where_no_sheet_can_be_drawn(bench: Bench, study: 
     said = Amendment([Change("brain", True)], WHO, WHEN)
     written = amend(bench.settings, bench.ledger, bench.spool, uid, said)
     assert bench.ledger.issued.sheet(sheet_uid(written.sop_instance_uid)) is None
-    assert bench.ledger.issued.current(written.source_series_uid) is not None
+    assert bench.ledger.issued.current(written.study_uid, written.source_series_uid) is not None
     assert bench.deliverer.deliver(written.sop_instance_uid, "pacs") == Delivery.SENT
 
 
@@ -255,7 +255,7 @@ def test_a_lost_one_is_drawn_again_the_same_and_sent(bench: Bench, archive: Arch
     bench.clock.now += 4000
     deliver_until_done(bench)
     assert sheet_uid(written.sop_instance_uid) in {str(sheet.SOPInstanceUID) for sheet in archive.sheets()}
-    current = bench.ledger.issued.current(written.source_series_uid)
+    current = bench.ledger.issued.current(written.study_uid, written.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == written.sop_instance_uid
 

@@ -68,7 +68,7 @@ def test_a_correction_without_effect_writes_nothing(bench: Bench, study: str) ->
 def test_the_same_images_again_do_not_bring_the_machines_report_back(bench: Bench, study: str) -> None:
     written = corrected(bench, study, Change(a_label_of(bench, study), False))
     heard(bench, study, a_dispute(dcmread(written.path), "again", codes.DCM.QualityIssue))
-    current = bench.ledger.issued.current(written.source_series_uid)
+    current = bench.ledger.issued.current(written.study_uid, written.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == written.sop_instance_uid
 
@@ -175,7 +175,7 @@ def test_a_correction_made_elsewhere_supersedes_and_its_changes_are_counted(
     (remark, _), *_ = bench.ledger.remarks()
     assert (remark.kind, remark.said_by) == (RemarkKind.CORRECTION, WHO.name)
     assert list(json.loads(remark.changes)["removed"]) == [label]
-    current = bench.ledger.issued.current(report.source_series_uid)
+    current = bench.ledger.issued.current(report.study_uid, report.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == str(theirs.SOPInstanceUID)
     assert label not in json.loads(current.summary)["organs"]

@@ -173,6 +173,52 @@ def test_a_processing_failure_is_forgiven_ten_times(home: Path, report: WrittenR
         node.ledger.engine.dispose()
 
 
+def test_a_night_without_an_archive_leaves_it_ten_failures_on_an_object(home: Path, report: WrittenReport) -> None:
+    port = free_port()
+    node = Owing(home, report, pacs=port)
+    node.owes(1, "pacs")
+    with node.deliverer() as deliverer:
+        for _ in range(12):
+            assert deliverer.deliver(None, "pacs") == Delivery.WAITING
+            node.clock.now += 400
+        with Pacs(lambda _: 0x0110).listening(port):
+            outcomes = []
+            for _ in range(10):
+                outcomes.append(deliverer.deliver(None, "pacs"))
+                node.clock.now += 400
+            assert outcomes == [Delivery.WAITING] * 9 + [Delivery.FAILED]
+            assert node.ledger.deliveries.retry_all() == 1
+            assert deliverer.deliver(None, "pacs") == Delivery.WAITING
+    node.ledger.engine.dispose()
+
+
+def rotten(path: Path) -> None:
+    path.write_bytes(b"rotten")
+
+
+def unreadable(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(("harm", "outcome"), [(rotten, Delivery.FAILED), (unreadable, Delivery.WAITING)])
+def test_files_that_cannot_be_read_hold_up_no_others_and_say_why(
+    home: Path, report: WrittenReport, harm: Callable[[Path], None], outcome: Delivery
+) -> None:
+    with Pacs().listening() as port:
+        node = Owing(home, report, pacs=port)
+        node.owes(3, "pacs")
+        first, second = sorted(home.glob("*.dcm"))[:2]
+        harm(first)
+        harm(second)
+        with node.deliverer() as deliverer:
+            assert [deliverer.deliver(None, "pacs") for _ in range(3)] == [outcome, outcome, Delivery.SENT]
+        assert node.states("pacs") == [outcome] * 2
+        assert [str(row.detail).count(first.name) for row in node.ledger.deliveries.listed()].count(0) == 1
+        assert node.ledger.deliveries.destinations.ailing() == []
+        node.ledger.engine.dispose()
+
+
 def test_a_dead_archive_rests_is_probed_and_blocks_no_other(home: Path, report: WrittenReport) -> None:
     alive, port = Pacs(), free_port()
     with alive.listening() as living:

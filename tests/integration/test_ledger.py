@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger
-from dicom_node.study import Delivery, Instance, NotLabelled, State, WrittenReport
+from dicom_node.study import Delivery, DueDelivery, Instance, NotLabelled, State, WrittenReport
 from tests.integration.conftest import SetClock
 
 
@@ -71,6 +71,17 @@ def test_a_database_that_fails_says_so_and_enters_the_next(ledger: Ledger) -> No
     assert ledger.add_instance(an_instance())
 
 
+def test_what_was_to_be_written_stands_in_no_error(ledger: Ledger) -> None:
+    with ledger.engine.begin() as connection:
+        connection.exec_driver_sql("drop table delivery")
+    with pytest.raises(SQLAlchemyError) as failed:
+        ledger.deliveries.settle(
+            DueDelivery("9.1", "1.2", "pacs", Path("/r.dcm"), 1, 1), Delivery.FAILED, "no bed for DOE^JOHN"
+        )
+    assert "delivery" in str(failed.value)
+    assert "DOE" not in str(failed.value), "a task's last words go to the log"
+
+
 @pytest.mark.parametrize("peer", ["a\0b", "M\udcfcller", "x" * 100, "\u65e5\u672c"])
 def test_words_from_outside_are_made_safe(ledger: Ledger, peer: str) -> None:
     assert ledger.add_instance(an_instance(peer=peer))
@@ -86,6 +97,18 @@ def test_other_bytes_under_one_uid_are_kept_and_noted_and_reopen_nothing(ledger:
     from dicom_node.ledger.schema import not_labelled
 
     assert ledger.counts(not_labelled, not_labelled.c.reason) == [("another object with this UID came first", 1)]
+
+
+def test_of_two_objects_with_one_uid_that_meet_the_first_on_the_disk_is_labelled(ledger: Ledger) -> None:
+    assert ledger.add_instance(an_instance(1, digest="other", conflict=True)), "the second is entered first"
+    assert ledger.add_instance(an_instance(1))
+    assert {i.digest: i.conflict for i in ledger.instances("1.2")} == {"d1": False, "other": True}
+    assert state(ledger) == State.RECEIVING
+    found = ledger.instance("1.2.1")
+    assert found is not None
+    assert found.digest == "d1"
+    ledger.add_instance(an_instance(1, digest="third"))
+    assert [i.conflict for i in ledger.instances("1.2") if i.digest == "third"] == [True]
 
 
 def test_an_image_between_look_and_completion_prevents_it(ledger: Ledger) -> None:
@@ -233,7 +256,7 @@ def test_a_successor_supersedes(ledger: Ledger) -> None:
     lease = ledger.claim("1.2", 30)
     assert lease is not None
     ledger.settle(lease, [a_report("9.2", predecessor="9.1")], [], [], "ct1")
-    current = ledger.issued.current("1.2.0")
+    current = ledger.issued.current("1.2", "1.2.0")
     assert current is not None
     assert current.sop_instance_uid == "9.2"
 
@@ -326,8 +349,8 @@ def test_the_reports_before_one_are_told_whether_it_is_there_or_not(ledger: Ledg
         assert lease is not None
         ledger.settle(lease, [a_report(f"9.{number}", f"9.{number - 1}" if number > 1 else None)], [], [], "ct1")
         assert ledger.holdings.make_again("1.2")
-    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.2")] == ["9.1"]
-    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2", "1.2.0", "9.2")] == ["9.1"]
+    assert [r.sop_instance_uid for r in ledger.issued.earlier("1.2", "1.2.0", "9.9")] == ["9.1", "9.2", "9.3"]
 
 
 def test_a_lease_that_ran_out_holds_nothing_up_after_the_clock_was_set_back(ledger: Ledger, clock: SetClock) -> None:

@@ -16,7 +16,7 @@ from dicom_node.demo.archive import Archive
 from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
 from dicom_node.desk.status import overview, story
 from dicom_node.model import Model
-from dicom_node.study import REPORT_CLASSES, Delivery, State
+from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
 from labeler.errors import BundleMissing
 from labeler.label import Labeler
 from tests.factories import a_series, changed
@@ -55,6 +55,43 @@ def test_a_disk_that_fails_lays_no_study_aside(bench: Bench) -> None:
     bench.spool.reports.unlink()
     bench.spool.reports.mkdir()
     assert bench.label(uid) == State.REPORTED
+
+
+def test_a_disk_that_gives_no_image_now_costs_none_its_labels(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 3, name="stale"))
+    place = bench.ledger.instances(uid)[1].path
+    kept = place.read_bytes()
+    place.unlink()
+    place.mkdir()
+    assert bench.pipeline.prepare(uid)
+    assert bench.label(uid) == State.QUEUED
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert row.attempts == 0
+    assert "cannot be read from the disk" in row.reason
+    place.rmdir()
+    place.write_bytes(kept)
+    bench.clock.now += 60
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+    assert bench.reasons() == {}
+
+
+def test_files_that_others_took_are_missed_at_once_and_no_series_is_labelled_by_half(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 3, name="taken"))
+    bench.ledger.instances(uid)[1].path.unlink()
+    assert bench.label(uid) == State.UNLABELLED
+    assert bench.reasons() == {FILES_GONE: 2}
+    assert [i.absent for i in bench.ledger.instances(uid)].count(Absent.MISSING) == 1
+
+
+def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 2, name="unmounted"))
+    elsewhere = bench.spool.images.with_name("elsewhere")
+    bench.spool.images.rename(elsewhere)
+    assert bench.label(uid) == State.QUEUED
+    elsewhere.rename(bench.spool.images)
+    bench.clock.now += 60
+    assert bench.pipeline.label_study(uid) == State.REPORTED
 
 
 @pytest.mark.parametrize("trouble", [BundleMissing("nobody: no such folder"), RuntimeError("CUDA out of memory")])
@@ -262,6 +299,19 @@ def test_a_header_that_differs_is_listed_and_counted_per_scanner(bench: Bench) -
     report = dcmread(bench.ledger.issued.of_study(str(wrong[0].StudyInstanceUID))[0].path)
     summary = next(item.TextValue for item in report.ContentSequence[-1].ContentSequence if "TextValue" in item)
     assert "Header Protocol Name: hand -> DIFFER" in summary
+
+
+def test_a_series_uid_that_two_studies_share_makes_no_report_the_others_successor(bench: Bench) -> None:
+    one, other = (a_series("leg", 2, name=name) for name in ("one", "other"))
+    changed(other, lambda image: setattr(image, "SeriesInstanceUID", one[0].SeriesInstanceUID))
+    for images in (one, other):
+        uid = bench.take(images)
+        assert bench.label(uid) == State.REPORTED
+    for images in (one, other):
+        (report,) = bench.ledger.issued.of_study(str(images[0].StudyInstanceUID))
+        assert bench.ledger.issued.successor_of(report.sop_instance_uid) == ""
+        assert "PredecessorDocumentsSequence" not in dcmread(report.path)
+        assert bench.ledger.issued.current(report.study_uid, report.source_series_uid) == report
 
 
 def test_series_of_two_people_in_one_study_are_never_labelled(bench: Bench) -> None:

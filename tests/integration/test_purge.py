@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_node.commitment import Commitments, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
+from dicom_node.errors import OutOfResources
+from dicom_node.intake import SUCCESS, Announced, Intake
 from dicom_node.ledger import Ledger
 from dicom_node.reconcile import reconcile
+from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, State
+from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State
+from dicom_node.watch import watch
 from tests.factories import a_series, changed
+from tests.integration.test_completeness import Silent
 from tests.parts import Bench, told
+from tests.unit.dicom_node.test_spool import bytes_of
 
 _DAY = 86400.0
 
@@ -115,6 +124,40 @@ def test_unlabelled_studies_go_for_their_age_only(bench: Bench) -> None:
     assert state_of(bench, study) == State.PURGED
 
 
+@pytest.mark.parametrize("free_mib", [None, -1])
+def test_a_study_whose_files_cannot_be_removed_holds_up_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, free_mib: int | None
+) -> None:
+    first, second = (sent(bench, a_series("leg", 1, name=name)) for name in ("restored", "other"))
+    remove = Spool.remove
+
+    def refused(spool: Spool, paths: Sequence[Path]) -> None:
+        if first in str(paths[0]):
+            raise PermissionError(13, "Permission denied", str(paths[0]))
+        remove(spool, paths)
+
+    monkeypatch.setattr(Spool, "remove", refused)
+    later(bench, 31 if free_mib is None else 1)
+    assert purger(bench, free_mib).purge() == 1
+    assert [state_of(bench, study) for study in (first, second)] == [State.SENT, State.PURGED]
+
+
+def test_a_study_under_whose_uids_nothing_but_anothers_came_is_shown_and_goes_for_its_age(bench: Bench) -> None:
+    sent(bench, a_series("leg", 1, name="moved"))
+    moved = changed(a_series("leg", 1, name="moved"), lambda image: setattr(image, "StudyInstanceUID", "1.2.3"))
+    assert bench.take(moved) == "1.2.3"
+    assert state_of(bench, "1.2.3") == State.UNLABELLED
+    assert "another object with this UID came first" in told(story(bench.ledger, "1.2.3"))
+    assert bench.ledger.orders.retry_study("1.2.3")
+    assert bench.pipeline.label_study("1.2.3") == State.UNLABELLED
+    later(bench, 31)
+    assert purger(bench).purge() == 2
+    assert list(bench.spool.files()) == []
+    new = changed(a_series("leg", 1, name="new"), lambda image: setattr(image, "StudyInstanceUID", "1.2.3"))
+    bench.take(new)
+    assert bench.label("1.2.3") == State.REPORTED
+
+
 def mixed(name: str) -> list[Dataset]:
     """Images of two patients in one study, which is laid aside."""
     two = a_series("leg", 2, name=name)
@@ -178,6 +221,23 @@ def test_a_clock_that_was_set_ahead_purges_nothing_for_a_day(bench: Bench) -> No
     assert doubting.purge() == 1
 
 
+def test_a_watcher_lets_nothing_go_for_its_age_before_a_clock_that_was_wrong_at_the_start_is_right(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, stop = sent(bench, a_series("leg", 1, name="boot")), threading.Event()
+    later(bench, 3650)
+    purge = Purger.purge
+
+    def once(purger: Purger) -> int:
+        purged = purge(purger)
+        stop.set()
+        return purged
+
+    monkeypatch.setattr(Purger, "purge", once)
+    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, stop)
+    assert state_of(bench, study) == State.SENT
+
+
 def test_a_promise_to_a_scanner_is_kept_for_the_retention_time_and_nothing_purged_is_promised(bench: Bench) -> None:
     images = a_series("leg", 1, name="promise")
     study = sent(bench, images)
@@ -214,7 +274,7 @@ def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench:
     assert state_of(bench, study) == State.SENT
     reports = bench.ledger.issued.of_study(study)
     assert {r.source_series_uid for r in reports} == {first[0].SeriesInstanceUID, second[0].SeriesInstanceUID}
-    assert bench.ledger.issued.current(first[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(study, first[0].SeriesInstanceUID) == before
 
 
 def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -> None:
@@ -225,7 +285,7 @@ def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -
     purger(bench).purge()
     bench.take(images[4:])
     assert bench.label(study) == State.UNLABELLED
-    assert bench.ledger.issued.current(images[0].SeriesInstanceUID) == before
+    assert bench.ledger.issued.current(study, images[0].SeriesInstanceUID) == before
     assert bench.reasons() == {FILES_GONE: 2}
     assert "4 of 6 images are gone; push the whole series again" in told(story(bench.ledger, study))
     assert FILES_GONE in told(overview(bench.ledger))
@@ -238,6 +298,22 @@ def test_late_images_of_a_purged_series_wait_for_the_whole_of_it(bench: Bench) -
         len(report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence) == 6
     )
     assert before.sop_instance_uid in str(report.PredecessorDocumentsSequence)
+
+
+def test_images_that_were_away_while_their_study_was_prepared_are_labelled(bench: Bench) -> None:
+    images = a_series("torso", 6, name="ahead")
+    study = sent(bench, images[:4])
+    later(bench, 31)
+    purger(bench).purge()
+    bench.take(images[4:])
+    while not bench.pipeline.prepare(study):
+        pass
+    bench.take(images)
+    assert bench.label(study) == State.REPORTED
+    assert bench.reasons() == {}
+    current = bench.ledger.issued.current(study, images[0].SeriesInstanceUID)
+    assert current is not None
+    assert json.loads(current.summary)["images"] == 6
 
 
 def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> None:
@@ -253,6 +329,36 @@ def test_a_purged_study_that_is_pushed_again_keeps_its_report(bench: Bench) -> N
     assert purger(bench).purge() == 0
     later(bench, 31)
     assert purger(bench).purge() == 1
+
+
+def test_an_image_that_a_purge_takes_while_it_is_sent_again_is_not_acknowledged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = images = a_series("leg", 1, name="meets")
+    study = sent(bench, images)
+    later(bench, 31)
+    enter = bench.ledger.add_instance
+
+    def overtaken(new: Instance) -> bool:
+        """The receiver has found the file in its place; before it looks into the ledger, the purge has its turn."""
+        purger(bench).purge()
+        return enter(new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.ledger, "add_instance", overtaken)
+        assert pushed(bench, image) == OutOfResources.status
+    assert state_of(bench, study) == State.PURGED
+    assert pushed(bench, image) == SUCCESS
+    assert [i.path.exists() for i in bench.ledger.instances(study)] == [True]
+
+
+def pushed(bench: Bench, image: Dataset) -> int:
+    """What a scanner is answered."""
+    named = Announced(str(image.SOPClassUID), str(image.SOPInstanceUID), str(image.file_meta.TransferSyntaxUID))
+    peer = Peer(name="ct1", ae_title="CT1", host="any")
+    coming = Intake(bench.settings, bench.spool, bench.ledger).begin(named, Sender("CT1", "h", "ct1"), peer)
+    coming.write(bytes_of(image))
+    return coming.finish()
 
 
 # -- reconciliation ------------------------------------------------------------------------------------------------
@@ -273,6 +379,24 @@ def test_rows_whose_files_are_gone_are_marked_and_no_series_is_labelled_by_half(
     assert bench.label(study) == State.REPORTED
 
 
+def test_what_a_purge_takes_meanwhile_keeps_no_receiver_from_starting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = sent(bench, a_series("leg", 2, name="start"))
+    later(bench, 31)
+    listed = Spool.files
+
+    def overtaken(spool: Spool) -> Iterator[Path]:
+        found = list(listed(spool))
+        purger(bench).purge()
+        return iter(found)
+
+    monkeypatch.setattr(Spool, "files", overtaken)
+    assert reconcile(bench.settings, bench.spool, bench.ledger) == 0
+    assert state_of(bench, study) == State.PURGED
+    assert [i.absent for i in bench.ledger.instances(study)] == [Absent.PURGED] * 2
+
+
 @pytest.mark.parametrize("revision", [1, 2])
 def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revision: int) -> None:
     images = a_series("torso", 4, name="report lost")
@@ -281,7 +405,7 @@ def test_a_report_whose_file_is_lost_is_made_again_the_same(bench: Bench, revisi
         bench.take(images[3:])
         bench.label(study)
         assert bench.deliver_all() == [Delivery.SENT]
-    current = bench.ledger.issued.current(images[0].SeriesInstanceUID)
+    current = bench.ledger.issued.current(study, images[0].SeriesInstanceUID)
     assert current is not None
     before = current.path.read_bytes()
     current.path.unlink()

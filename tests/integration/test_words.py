@@ -133,7 +133,7 @@ def test_another_model_does_not_supersede_a_person(bench: Bench, growing: Growin
     verified = corrected(bench, study, Change(a_label_of(bench, study), False))
     bench.pipeline.model.loaded = AnotherModel(bench.labeler)
     heard(bench, study, a_dispute(dcmread(verified.path), "again", codes.DCM.QualityIssue))
-    current = bench.ledger.issued.current(verified.source_series_uid)
+    current = bench.ledger.issued.current(verified.study_uid, verified.source_series_uid)
     assert current is not None
     assert current.sop_instance_uid == verified.sop_instance_uid
 

@@ -1,12 +1,13 @@
 """Durable files: whole or not at all, once, and nowhere else."""
 
 import errno
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -84,6 +85,14 @@ def test_below_the_reserve_nothing_is_taken_and_nothing_left(tmp_path: Path):
     assert list(spool.incoming.iterdir()) == []
 
 
+def test_a_spool_that_is_away_takes_nothing_and_says_so(spool: Spool):
+    spool.images.rename(spool.images.with_name("elsewhere"))
+    with pytest.raises(OutOfResources, match="No such file"):
+        stored(spool)
+    spool.images.with_name("elsewhere").rename(spool.images)
+    assert stored(spool).path.exists()
+
+
 def test_a_failing_disk_leaves_no_half_file(spool: Spool, monkeypatch: pytest.MonkeyPatch):
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -131,6 +140,18 @@ def test_half_written_files_are_cleared_at_start(spool: Spool):
     (spool.incoming / "x.part").write_bytes(b"half")
     assert spool.clear_incoming() == 1
     assert list(spool.incoming.iterdir()) == []
+
+
+def test_over_nfs_a_half_written_file_is_cleared_too(spool: Spool, monkeypatch: pytest.MonkeyPatch):
+    """There an exclusive lock wants a file that is open for writing (flock(2))."""
+
+    def over_nfs(file: BinaryIO, _: int) -> None:
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+
+    (spool.incoming / "x.part").write_bytes(b"half")
+    monkeypatch.setattr(fcntl, "flock", over_nfs)
+    assert spool.clear_incoming() == 1
 
 
 def test_a_spooled_file_tells_its_own_identity(spool: Spool):

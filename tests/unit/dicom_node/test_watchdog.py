@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dicom_node.completion import to_prepare
+from dicom_node.errors import Retry
+from dicom_node.ledger import Ledger
 from dicom_node.model import Model
 from dicom_node.processes import notify, worker
 from dicom_node.processes.supervise import Ear
@@ -127,3 +131,35 @@ def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
     guard._ready()
     assert eventually(lambda: guard._doing() == told, 5)
     guard._stop.set()
+
+
+def test_a_worker_that_starts_before_its_ledger_is_watched_when_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    down = threading.Event()
+
+    def opened(url: str) -> Ledger:
+        if not down.is_set():
+            raise Retry("the ledger cannot be opened")
+        return Ledger(url)
+
+    def a_model() -> Model:
+        opened(settings.ledger_url)
+        return Model(lambda: None)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr(worker, "Ledger", opened)
+    monkeypatch.setattr(worker, "model", a_model)
+    queues = app.amqp.Queues({}, create_missing=True)
+    queues.select([LABEL_QUEUE])
+    monkeypatch.setattr(app.amqp, "queues", queues)
+    monkeypatch.setattr(worker.Bell, "beat", lambda *_: False)
+    settings = Settings(home=tmp_path, stall_seconds=0.4)
+    guard = Guard(settings)
+    guard.name = "label@here"
+    guard._ready()
+    time.sleep(0.3)
+    down.set()
+    ledger = Ledger(settings.ledger_url)
+    assert eventually(lambda: [sign.process for sign in ledger.pulses.all()] == ["label@here"], 5)
+    guard._stop.set()
+    ledger.engine.dispose()
