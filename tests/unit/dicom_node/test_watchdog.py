@@ -113,16 +113,17 @@ def test_a_study_is_prepared_when_it_has_grown_and_once_more_when_it_is_silent(
     assert to_prepare(last_at, prepared_at, 30) == wanted
 
 
+def no_bundle() -> Labeler:
+    raise BundleMissing("/x: no such folder")
+
+
 @pytest.mark.parametrize(
     ("queue", "told"), [(LABEL_QUEUE, "cannot load the model: /x: no such folder"), (DELIVER_QUEUE, "waiting for work")]
 )
 def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, queue: str, told: str
 ) -> None:
-    def load() -> Labeler:
-        raise BundleMissing("/x: no such folder")
-
-    monkeypatch.setattr(worker, "model", lambda: Model(load))
+    monkeypatch.setattr(worker, "model", lambda: Model(no_bundle))
     monkeypatch.setattr(Guard, "_watch", lambda _: None)
     queues = app.amqp.Queues({}, create_missing=True)
     queues.select([queue])
@@ -145,7 +146,7 @@ def test_a_worker_that_starts_before_its_ledger_is_watched_when_that_is_there(
 
     def a_model() -> Model:
         opened(settings.ledger_url)
-        return Model(lambda: None)  # type: ignore[arg-type, return-value]
+        return Model(no_bundle)
 
     monkeypatch.setattr(worker, "Ledger", opened)
     monkeypatch.setattr(worker, "model", a_model)
