@@ -56,8 +56,15 @@ class Stored:
     conflict: bool = False
 
     def former_digest(self) -> str:
-        """SHA-256 of the data set, by which versions before docs/decisions/0021 entered it in the ledger."""
-        return _hashed(self.path, hashlib.sha256)
+        """SHA-256 of the data set, by which versions before docs/decisions/0021 entered it in the ledger.
+
+        Raises:
+            OutOfResources: the file has gone, or the disk failed.
+        """
+        try:
+            return _hashed(self.path, hashlib.sha256)
+        except OSError as error:
+            raise OutOfResources(f"{self.path}: {error.strerror or error}") from error
 
 
 class Spool:

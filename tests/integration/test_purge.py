@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -339,10 +339,10 @@ def test_an_image_that_a_purge_takes_while_it_is_sent_again_is_not_acknowledged(
     later(bench, 31)
     enter = bench.ledger.add_instance
 
-    def overtaken(new: Instance) -> bool:
+    def overtaken(new: Instance, former: Callable[[], str]) -> bool:
         """The receiver has found the file in its place; before it looks into the ledger, the purge has its turn."""
         purger(bench).purge()
-        return enter(new)
+        return enter(new, former)
 
     with monkeypatch.context() as patched:
         patched.setattr(bench.ledger, "add_instance", overtaken)
