@@ -6,6 +6,7 @@ backend, and nothing here needs Redis to keep anything.
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,17 @@ def connect(settings: Settings) -> Celery:
     return app
 
 
-@cache
+#: The model's thread and the first task may ask at once; a signal may come while they do.
+_opening = threading.RLock()
+
+
 def _pipeline() -> Pipeline:
+    with _opening:
+        return _opened_pipeline()
+
+
+@cache
+def _opened_pipeline() -> Pipeline:
     from dicom_node.pipeline import open_pipeline
 
     pipeline = open_pipeline(load_settings())
@@ -83,8 +93,8 @@ def model() -> Model:
 
 def drain() -> None:
     """This process is to end: what it works on is finished in time or handed back."""
-    if _pipeline.cache_info().currsize:
-        _pipeline().drain()
+    if _opened_pipeline.cache_info().currsize:
+        _opened_pipeline().drain()
     if _deliverer.cache_info().currsize:
         _deliverer().draining = True
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from celery import signals
 from celery.platforms import SecurityWarning
+from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
 from dicom_node.logs import configure as configure_logs
 from dicom_node.processes import notify
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from dicom_node.model import Model
 
 log = structlog.get_logger("worker")
+
+T = TypeVar("T")
 
 #: Exit code of a worker that ends itself (EX_SOFTWARE).
 STALLED = 70
@@ -80,12 +85,27 @@ class Guard:
 
     def _ready(self, **_: Any) -> None:
         if self.near and LABEL_QUEUE in app.amqp.queues.consume_from:
-            self._model = model()
-            threading.Thread(target=self._model.keep_trying, args=(self._stop,), name="model", daemon=True).start()
+            threading.Thread(target=self._load, name="model", daemon=True).start()
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._watcher.start()
         notify.ready()
         log.info("ready for work", worker=self.name)
+
+    def _load(self) -> None:
+        """The model, ahead of the first study."""
+        self._model = self._waited_for(model)
+        if self._model is not None:
+            self._model.keep_trying(self._stop)
+
+    def _waited_for(self, opened: Callable[[], T]) -> T | None:
+        """What needs the ledger, which may be away when this process starts; None where it is told to end before."""
+        while not self._stop.is_set():
+            try:
+                return opened()
+            except (NodeError, SQLAlchemyError) as error:
+                log.error("not ready for work; trying again", reason=str(error.args[0]))
+                self._stop.wait(self.settings.sign_seconds)
+        return None
 
     def _began(self, task_id: str, task: Any, **_: Any) -> None:
         self.dog.heard() if task.name == beat.name else self.dog.began(task_id)
@@ -107,7 +127,10 @@ class Guard:
 
     def _watch(self) -> None:
         bell, every = Bell(app), self.settings.sign_seconds
-        signs = notify.Signs(Ledger(self.settings.ledger_url), self.name, every)
+        ledger = self._waited_for(lambda: Ledger(self.settings.ledger_url))
+        if ledger is None:
+            return
+        signs = notify.Signs(ledger, self.name, every)
         while not self._stop.wait(every):
             if self.near and not self.dog.full:
                 self.dog.sent(bell.beat(self.queue, self.settings.stall_seconds))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dicom_node.completion import to_prepare
+from dicom_node.errors import Retry
+from dicom_node.ledger import Ledger
 from dicom_node.model import Model
 from dicom_node.processes import notify, worker
 from dicom_node.processes.supervise import Ear
@@ -127,3 +131,34 @@ def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
     guard._ready()
     assert eventually(lambda: guard._doing() == told, 5)
     guard._stop.set()
+
+
+def test_a_worker_that_starts_before_its_ledger_is_watched_when_that_is_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there, settings = threading.Event(), Settings(home=tmp_path, stall_seconds=0.4)
+    ledger = Ledger(settings.ledger_url)
+
+    def load() -> Labeler:
+        raise BundleMissing("/x: no such folder")
+
+    def opened(found: object) -> object:
+        if not there.is_set():
+            raise Retry("the ledger cannot be opened")
+        return found
+
+    monkeypatch.setattr(worker, "Ledger", lambda _: opened(ledger))
+    monkeypatch.setattr(worker, "model", lambda: opened(Model(load)))
+    monkeypatch.setattr(worker.Bell, "beat", lambda *_: False)
+    queues = app.amqp.Queues({}, create_missing=True)
+    queues.select([LABEL_QUEUE])
+    monkeypatch.setattr(app.amqp, "queues", queues)
+    guard = Guard(settings)
+    guard.name = "label@here"
+    guard._ready()
+    time.sleep(0.3)
+    assert ledger.pulses.all() == []
+    there.set()
+    assert eventually(lambda: [sign.process for sign in ledger.pulses.all()] == ["label@here"], 5)
+    guard._shut_down()
+    ledger.engine.dispose()
