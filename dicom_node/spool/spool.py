@@ -121,7 +121,10 @@ class Spool:
 
     def make_room(self, wanted: int) -> None:
         """Raise OutOfResources where so many bytes more would touch the reserve, or the disk has failed."""
-        free = self.free()
+        try:
+            free = self.free()
+        except OSError as error:
+            raise OutOfResources(f"{self.images}: {error.strerror or error}") from error
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "

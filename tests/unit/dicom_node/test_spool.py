@@ -77,6 +77,14 @@ def test_below_the_reserve_nothing_is_taken_and_nothing_left(tmp_path: Path):
     assert list(spool.incoming.iterdir()) == []
 
 
+def test_a_spool_that_is_away_takes_nothing_and_says_so(spool: Spool):
+    spool.images.rename(spool.images.with_name("elsewhere"))
+    with pytest.raises(OutOfResources, match="No such file"):
+        stored(spool)
+    spool.images.with_name("elsewhere").rename(spool.images)
+    assert stored(spool).path.exists()
+
+
 def test_a_failing_disk_leaves_no_half_file(spool: Spool, monkeypatch: pytest.MonkeyPatch):
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
