@@ -32,7 +32,7 @@ from dicom_node.reports.word import Word, word_of
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
-from dicom_node.uids import sheet_uid
+from dicom_node.uids import derived, sheet_uid
 from labeler.dicom import instance_number
 from labeler.prompts import Modality
 from labeler.slices import Source
@@ -152,7 +152,8 @@ def rejections_beside(
 ) -> list[WrittenReport]:
     """The notes on the reports that a new one supersedes and on the sheets to them, written where somebody gets notes.
 
-    None on what we did not send: a person's report came from PACS, and whoever stored it there answers for it.
+    None on what we did not send: a person's report came from PACS, and whoever stored it there answers for it. Of two
+    successors that are written at once one is entered; so each has files of its own.
     """
     if not settings.receivers_of_rejections:
         return []
@@ -169,7 +170,7 @@ def rejections_beside(
             written,
             sop_instance_uid=str(note.SOPInstanceUID),
             sop_class_uid=str(note.SOPClassUID),
-            path=spool.store_report(str(note.SOPInstanceUID), encode(note)),
+            path=spool.store_report(derived(note.SOPInstanceUID, successor.SOPInstanceUID), encode(note)),
             predecessor=None,
             summary="",
             kind=Kind.REJECTION,

@@ -101,6 +101,8 @@ def _patience(bell: Bell, queue: str, settings: Settings) -> float:
 def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: threading.Event) -> None:
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
+    if settings.receivers_of_reports and (unowed := ledger.orders.take_up_unowed()):
+        log.info("reports of a time without a destination are owed now", studies=unowed)
     planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
     now = ledger.clock()
     steady = Steady(now, time.monotonic(), now - DOUBT + _FIRST)

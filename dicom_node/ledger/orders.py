@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import and_, literal, select, update
+from sqlalchemy import and_, exists, literal, select, update
 
 from dicom_node.ledger.deliveries import Deliveries, is_undelivered
 from dicom_node.ledger.schema import Prose, Store, delivery, study
@@ -43,6 +43,13 @@ class Orders:
             self._deliveries.retry(connection, delivery.c.study_uid.in_(uids))
             connection.execute(update(study).where(stuck).values(_AGAIN))
             return count
+
+    def take_up_unowed(self) -> int:
+        """REPORTED -> QUEUED where nobody was to get the reports, so that who is to get them now does; how many."""
+        owed = exists().where(delivery.c.study_uid == study.c.study_uid)
+        unowed = and_(study.c.state == State.REPORTED, ~owed)
+        with self.store.engine.begin() as connection:
+            return connection.execute(update(study).where(unowed).values(_AGAIN)).rowcount
 
     def dismiss_study(self, study_uid: str, word: Dismissal) -> bool:
         """QUARANTINED or UNLABELLED -> DISMISSED, its reason kept behind the person's; False when it is neither.

@@ -20,6 +20,8 @@ log = structlog.get_logger("purge")
 _DAY = 86400.0
 #: Seconds after a step of the clock in which nothing goes for its age: a day to set a wrong clock right.
 DOUBT = _DAY
+#: Studies that go for their age in one pass.
+_AT_ONCE = 100
 
 
 class Purger:
@@ -39,7 +41,8 @@ class Purger:
         kept_since = now - self.settings.retention_days * _DAY
         aged = 0
         if now - self.steady_since() >= DOUBT:
-            aged = sum(self._study(uid, kept_since, early=False) for uid in self.ledger.holdings.purgeable(kept_since))
+            oldest = self.ledger.holdings.purgeable(kept_since, limit=_AT_ONCE + len(self._stuck))
+            aged = sum(self._study(uid, kept_since, early=False) for uid in oldest)
         return aged + self._make_room(kept_since)
 
     def _make_room(self, kept_since: float) -> int:
@@ -68,6 +71,7 @@ class Purger:
                 log.error("not purged", study_uid=study_uid, reason=str(error), remedy=remedy)
             self._stuck.add(study_uid)
             return False
+        self._stuck.discard(study_uid)
         if gone is not None:
             log.info("purged", study_uid=study_uid, files=gone.files, mib=gone.bytes >> 20, before_its_time=early)
         return gone is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from csv import DictReader
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from pydicom import dcmread
 from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTImageStorage
 from pynetdicom import AE, evt
@@ -17,9 +19,11 @@ from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
 from dicom_node.desk.status import overview, story
 from dicom_node.model import Model
 from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
+from dicom_node.watch import watch
 from labeler.errors import BundleMissing
 from labeler.label import Labeler
 from tests.factories import a_series, changed
+from tests.integration.test_completeness import Silent
 from tests.parts import LABELER, Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
 
@@ -92,6 +96,22 @@ def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
     elsewhere.rename(bench.spool.images)
     bench.clock.now += 60
     assert bench.pipeline.label_study(uid) == State.REPORTED
+
+
+def test_reports_of_a_time_without_a_destination_go_when_there_is_one(bench: Bench) -> None:
+    bench.pipeline.settings = bench.settings.model_copy(update={"destinations": ()})
+    uid, ended = bench.take(a_series("leg", 3, name="nobody")), threading.Event()
+    ended.set()
+    assert bench.label(uid) == State.REPORTED
+    bench.pipeline.settings = bench.settings
+    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, ended)
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+    assert bench.deliver_all() == [Delivery.SENT]
+    row = bench.ledger.study(uid)
+    assert row is not None
+    assert (row.state, len(bench.ledger.issued.of_study(uid))) == (State.SENT, 1)
+    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, ended)
+    assert bench.pipeline.label_study(uid) is None
 
 
 @pytest.mark.parametrize("trouble", [BundleMissing("nobody: no such folder"), RuntimeError("CUDA out of memory")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,16 +10,18 @@ import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import KeyObjectSelectionDocumentStorage
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from dicom_node import corrections
 from dicom_node.corrections import amend
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import story
-from dicom_node.ledger.schema import delivery
+from dicom_node.errors import Superseded
+from dicom_node.ledger.schema import delivery, report
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.gate import evidence_of
 from dicom_node.reports.word import Verifier
-from dicom_node.study import Delivery, Dismissal, State
+from dicom_node.study import Delivery, Dismissal, State, WrittenReport
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series
 from tests.parts import Bench, told
@@ -53,6 +56,13 @@ def files_of_notes(archive: Archive) -> list[Path]:
     return [file for file in files if dcmread(file).SOPClassUID == KeyObjectSelectionDocumentStorage]
 
 
+def note_of(bench: Bench, rejected: WrittenReport) -> Path:
+    """Where the note on a report lies."""
+    wanted = select(report.c.path).where(report.c.sop_instance_uid == rejection_uid(rejected.sop_instance_uid))
+    (row,) = bench.ledger.rows(wanted)
+    return Path(row.path)
+
+
 def notes(archive: Archive) -> list[Dataset]:
     return [dcmread(file) for file in files_of_notes(archive)]
 
@@ -81,6 +91,22 @@ def test_late_images_reject_the_earlier_report_once_the_newer_one_is_stored(benc
     row = bench.ledger.study(study)
     assert row is not None
     assert row.state == State.SENT
+
+
+def test_of_two_who_amend_at_once_the_note_names_the_one_whose_report_it_is(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = bench.take(a_series("torso", 6, name="amended twice"))
+    bench.label(study)
+    (earlier,) = bench.ledger.issued.of_study(study)
+    again = replace(A_BRAIN, when=datetime(2026, 5, 4, 10, 31, tzinfo=UTC))
+    parts = bench.settings, bench.ledger, bench.spool, earlier.sop_instance_uid
+    first = amend(*parts, A_BRAIN)
+    monkeypatch.setattr(corrections, "_current", lambda *_: earlier)  # as the second had seen it a moment before
+    with pytest.raises(Superseded):
+        amend(*parts, again)
+    (said,) = (item for item in dcmread(note_of(bench, earlier)).ContentSequence if item.ValueType == "TEXT")
+    assert said.TextValue == f"Superseded by the report {first.sop_instance_uid}"
 
 
 def test_a_corrected_report_is_rejected_too_and_the_same_way_every_time(bench: Bench, archive: Archive) -> None:
@@ -178,7 +204,7 @@ def test_a_note_goes_past_a_dismissed_report_to_the_next(bench: Bench, archive: 
 def test_a_lost_note_is_left_out_and_the_study_goes_on(bench: Bench, archive: Archive) -> None:
     study = a_grown_study(bench)
     earlier, _ = bench.ledger.issued.of_study(study)
-    (bench.spool.reports / f"{rejection_uid(earlier.sop_instance_uid)}.dcm").unlink()
+    note_of(bench, earlier).unlink()
     assert set(bench.deliver_all()) == {Delivery.SENT, Delivery.LEFT_OUT}
     row = bench.ledger.study(study)
     assert row is not None

@@ -137,30 +137,26 @@ def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
 def test_a_worker_that_starts_before_its_ledger_is_watched_when_that_is_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    down = threading.Event()
+    there, settings = threading.Event(), Settings(home=tmp_path, stall_seconds=0.4)
+    ledger = Ledger(settings.ledger_url)
 
-    def opened(url: str) -> Ledger:
-        if not down.is_set():
+    def opened(found: object) -> object:
+        if not there.is_set():
             raise Retry("the ledger cannot be opened")
-        return Ledger(url)
+        return found
 
-    def a_model() -> Model:
-        opened(settings.ledger_url)
-        return Model(no_bundle)
-
-    monkeypatch.setattr(worker, "Ledger", opened)
-    monkeypatch.setattr(worker, "model", a_model)
+    monkeypatch.setattr(worker, "Ledger", lambda _: opened(ledger))
+    monkeypatch.setattr(worker, "model", lambda: opened(Model(no_bundle)))
+    monkeypatch.setattr(worker.Bell, "beat", lambda *_: False)
     queues = app.amqp.Queues({}, create_missing=True)
     queues.select([LABEL_QUEUE])
     monkeypatch.setattr(app.amqp, "queues", queues)
-    monkeypatch.setattr(worker.Bell, "beat", lambda *_: False)
-    settings = Settings(home=tmp_path, stall_seconds=0.4)
     guard = Guard(settings)
     guard.name = "label@here"
     guard._ready()
     time.sleep(0.3)
-    down.set()
-    ledger = Ledger(settings.ledger_url)
+    assert ledger.pulses.all() == []
+    there.set()
     assert eventually(lambda: [sign.process for sign in ledger.pulses.all()] == ["label@here"], 5)
-    guard._stop.set()
+    guard._shut_down()
     ledger.engine.dispose()
