@@ -15,6 +15,7 @@ from typing import Any
 from highdicom import SpecificCharacterSetValues
 from pydicom.datadict import dictionary_description
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.valuerep import DA, TM
 
 from labeler.vocabulary import Kind, Region, Vocabulary
@@ -126,18 +127,36 @@ class Comparison:
 
 #: Terms that a header may use for a station or a part of it, beside the station's own (PS3.16 Annex L and older use).
 _WITHIN: dict[str, frozenset[str]] = {
-    "head": frozenset({"HEAD", "BRAIN", "SKULL", "ORBIT", "FACE", "IAC", "SINUS", "PSINUS", "JAW", "HEADNECK", "TMJ"}),
-    "neck": frozenset({"NECK", "CSPINE", "THYROID", "LARYNX", "HEADNECK", "NECKCHEST", "SPINE"}),
-    "shoulder": frozenset({"SHOULDER", "SCAPULA", "CLAVICLE"}),
-    "chest": frozenset({"CHEST", "THORAX", "LUNG", "HEART", "BREAST", "TSPINE", "RIB", "STERNUM", "SPINE"}),
-    "abdomen": frozenset({"ABDOMEN", "LIVER", "KIDNEY", "PANCREAS", "LSPINE", "SPLEEN", "SPINE"}),
-    "pelvis": frozenset({"PELVIS", "HIP", "PROSTATE", "SSPINE", "SIJOINT", "BLADDER", "UTERUS", "SACRUM"}),
-    "upper_limb": frozenset({"UPPERLIMB", "ARM", "UPPERARM", "ELBOW", "FOREARM", "EXTREMITY", "HUMERUS"}),
-    "hand": frozenset({"HAND", "WRIST", "FINGER", "THUMB", "EXTREMITY"}),
-    "thigh": frozenset({"THIGH", "FEMUR", "LOWERLIMB", "EXTREMITY", "LEG", "UPPERLEG"}),
-    "knee": frozenset({"KNEE", "PATELLA", "LOWERLIMB", "EXTREMITY"}),
-    "lower_leg": frozenset({"LOWERLEG", "LEG", "CALF", "TIBIA", "LOWERLIMB", "EXTREMITY"}),
-    "foot": frozenset({"FOOT", "ANKLE", "TOE", "HEEL", "EXTREMITY", "LOWERLIMB"}),
+    station: frozenset(terms.split())
+    for station, terms in {
+        "head": (
+            "HEAD BRAIN SKULL ORBIT FACE IAC SINUS PSINUS JAW HEADNECK TMJ CEREBELLUM CIRCLEOFWILLIS PITUITARY "
+            "SELLA MAXILLA MANDIBLE EYE EAR NOSE MOUTH TONGUE CHEEK SCALP ZYGOMA PAROTID"
+        ),
+        "neck": (
+            "NECK CSPINE THYROID LARYNX HEADNECK NECKCHEST SPINE CTSPINE CAROTID PHARYNX PAROTID SUBMANDIBULAR "
+            "TRACHEA ESOPHAGUS"
+        ),
+        "shoulder": "SHOULDER SCAPULA CLAVICLE AXILLA ACJOINT HUMERUS",
+        "chest": (
+            "CHEST THORAX LUNG HEART BREAST TSPINE RIB STERNUM SPINE CTSPINE TLSPINE MEDIASTINUM AORTA BRONCHUS "
+            "CORONARYARTERY ESOPHAGUS TRACHEA THYMUS AXILLA CLAVICLE SCAPULA"
+        ),
+        "abdomen": (
+            "ABDOMEN LIVER KIDNEY PANCREAS LSPINE SPLEEN SPINE TLSPINE LSSPINE ADRENAL AORTA BILEDUCT GALLBLADDER "
+            "STOMACH DUODENUM JEJUNUM ILEUM COLON URETER"
+        ),
+        "pelvis": (
+            "PELVIS HIP PROSTATE SSPINE SIJOINT BLADDER UTERUS SACRUM LSSPINE AORTA ILEUM COLON RECTUM ANUS "
+            "URETER URETHRA OVARY CERVIX VAGINA VULVA PENIS SCROTUM TESTIS COCCYX ILIUM BUTTOCK GROIN"
+        ),
+        "upper_limb": "UPPERLIMB ARM UPPERARM ELBOW FOREARM EXTREMITY HUMERUS",
+        "hand": "HAND WRIST FINGER THUMB EXTREMITY",
+        "thigh": "THIGH FEMUR LOWERLIMB EXTREMITY LEG UPPERLEG",
+        "knee": "KNEE PATELLA LOWERLIMB EXTREMITY",
+        "lower_leg": "LOWERLEG LEG CALF TIBIA FIBULA LOWERLIMB EXTREMITY",
+        "foot": "FOOT ANKLE TOE HEEL CALCANEUS EXTREMITY LOWERLIMB",
+    }.items()
 }
 
 
@@ -155,17 +174,17 @@ def _of_body_part(source: Dataset, stations: tuple[str, ...], words: Vocabulary)
     """Body Part Examined of a header against the stations that the pixels show.
 
     A term agrees when it names one of the stations seen, a part of one, or a combination that shares one with them.
+    One that names no body part (`UNKNOWN`, a hospital's own abbreviation) contradicts nothing.
     """
-    claimed = "".join(str(source.get("BodyPartExamined") or "").upper().split()).replace("_", "")
+    written = source.get("BodyPartExamined") or ""
+    text = ("\\".join(written) if isinstance(written, MultiValue) else str(written)).upper()
+    claimed = "".join(text.split()).replace("_", "")
     region = words.region(stations) if stations else None
     implied = region.body_part_examined if region else "\\".join(words[s].body_part_examined for s in stations)
     if not stations:
         return Verdict(claimed, implied, Agreement.UNSURE)
-    if not claimed:
-        return Verdict(claimed, implied, Agreement.ABSENT)
-    combined = _combination(claimed, words)
-    agrees = bool(combined & set(stations)) or any(claimed in _WITHIN[s] for s in stations)
-    return Verdict(claimed, implied, Agreement.AGREE if agrees else Agreement.DIFFER)
+    named = _of_text(claimed, words) or _of_text(text, words)
+    return Verdict(claimed, implied, _agreement(named, stations) if named else Agreement.ABSENT)
 
 
 def _of_others(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> tuple[Verdict, ...]:
