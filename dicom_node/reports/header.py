@@ -7,16 +7,19 @@ character set). Here a bad value becomes empty, and what identifies the patient 
 from __future__ import annotations
 
 import re
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
 from highdicom import SpecificCharacterSetValues
-from pydicom.datadict import dictionary_description
+from pydicom import config
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, TM, validate_value
 
 from labeler.vocabulary import Kind, Region, Vocabulary
 
@@ -34,25 +37,78 @@ _NEEDED = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+#: Goes by its own rules, or is what the archive files by.
+_AS_WRITTEN = {"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyID", "PatientSex"}
+_REPAIRED = {"ProcedureCodeSequence", "OtherPatientIDsSequence"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def safe_header(source: Dataset) -> Dataset:
-    """A copy of the descriptive groups with every value that highdicom would refuse made empty."""
+    """A copy of the descriptive groups without what would break a report: every value that is not of its VR.
+
+    What identifies patient and study stays as it is, since the archive files by it.
+    """
     header = Dataset()
     for element in source:
-        if element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN"):
-            header[element.tag] = element
+        described = element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN")
+        if described and (element.keyword in _AS_WRITTEN or element.keyword in _REPAIRED or _is_valid(element)):
+            header[element.tag] = copy(element)
     for name in _NEEDED:
         if name not in header:
             setattr(header, name, "")
-    for element in header:
-        if element.VR in ("DA", "TM") and element.VM <= 1 and not _valid_time(element.VR, str(element.value or "")):
-            header[element.tag].value = ""
+    if header["PatientName"].VM > 1:
+        header.PatientName = header.PatientName[0]
     sex = str(header.get("PatientSex") or "").strip().upper()
     header.PatientSex = sex if sex in ("M", "F", "O") else ""
     if header.get("PatientIdentityRemoved") == "YES" and not header.get("DeidentificationMethodCodeSequence"):
         header.DeidentificationMethod = header.get("DeidentificationMethod") or "not stated by the source"
+    _repair(header)
     return header
+
+
+def _repair(header: Dataset) -> None:
+    """Codes of the procedure that a report may carry, and other Patient IDs with the type that they need."""
+    items = header.pop("ProcedureCodeSequence", None)
+    if items and (kept := [code for item in items.value if (code := _code_of(item)) is not None]):
+        header.ProcedureCodeSequence = kept
+    if items := header.pop("OtherPatientIDsSequence", None):
+        header.OtherPatientIDsSequence = deepcopy(items.value)
+        for item in header.OtherPatientIDsSequence:
+            item.TypeOfPatientID = item.get("TypeOfPatientID") or "TEXT"
+
+
+def _code_of(item: Dataset) -> Dataset | None:
+    """The code with a meaning of at most 64 characters; None where a value of it is missing or not of its VR."""
+    code = deepcopy(item)
+    if not isinstance(item.get("CodeMeaning"), str) or not item.CodeMeaning:
+        return None
+    code.CodeMeaning = item.CodeMeaning[:64]
+    named = code.get("CodeValue") and code.get("CodingSchemeDesignator")
+    told = named or code.get("LongCodeValue") or code.get("URNCodeValue")
+    return code if told and all(map(_is_valid, code)) else None
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Is every value, within sequences too, one of its VR and there as often as may be (PS3.5 6.2)?"""
+    if element.VR == "SQ":
+        return all(_is_valid(inner) for item in element.value for inner in item)
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    if len(values) > 1 and dictionary_has_tag(element.tag) and dictionary_VM(element.tag) == "1":
+        return False
+    return all(_fits(element.VR, value) for value in values)
+
+
+def _fits(vr: str, value: Any) -> bool:
+    told = "" if value is None else str(value)
+    if vr in ("DA", "TM"):
+        return _valid_time(vr, told)
+    if vr == "UI" or (vr in ("LO", "SH") and _CONTROL.search(told)):
+        return vr == "UI"  # its own rules are the gate's
+    try:
+        validate_value(vr, told if vr in ("DS", "IS", "PN") else value, config.RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _valid_time(vr: str, value: str) -> bool:
@@ -60,13 +116,13 @@ def _valid_time(vr: str, value: str) -> bool:
         (DA if vr == "DA" else TM)(value)
     except (ValueError, OverflowError):
         return False
-    return True
+    return "." not in value or vr == "TM"  # dates with points are those of the standard before DICOM
 
 
 def character_set(source: Dataset) -> str:
     """The source's own single character set, else UTF-8, into which pydicom encodes any text it could read."""
     value = source.get("SpecificCharacterSet")
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or value.startswith("ISO 2022"):  # code extensions want several values
         return "ISO_IR 192"
     try:
         SpecificCharacterSetValues(value)
