@@ -21,6 +21,10 @@ from labeler.slices import SMALLEST_SIDE, FloatImage, Plane, Series, Skip, Skipp
 
 #: Values of Image Type (0008,0008) that tell a rendering from a slice.
 _RENDERED = {"MIP", "MINIP", "PROJECTION IMAGE", "VOLUME_RENDERED", "VRT", "SCREEN SAVE", "DOSE_INFO", "REPORT"}
+#: Values that tell the phase of an MR signal from its magnitude (PS3.3 C.8.3.1.1.1, and as scanners abbreviate it).
+_PHASE = {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"}
+#: Rescale Types of CT values that are no Hounsfield units: densities, effective atomic numbers (PS3.3 C.11.1.1.2).
+_NO_HU = {"MGML", "Z_EFF", "ED", "EDW", "PCT"}
 
 
 #: Bytes that the frames of one file may unpack to; as many as uncompressed Pixel Data can have (PS3.5 7.1.1).
@@ -123,17 +127,30 @@ def _refuse(dataset: Dataset, most_bytes: int) -> None:
         raise _Unusable(Skip.MODALITY, f"Modality is {modality or 'absent'}")
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _Unusable(Skip.NO_PIXELS)
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise _Unusable(Skip.COLOUR, str(dataset.get("PhotometricInterpretation", "")))
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric == "PALETTE COLOR":
+        raise _Unusable(Skip.COLOUR, photometric)
     if min(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)) < SMALLEST_SIDE:
         raise _Unusable(Skip.TOO_SMALL, f"{dataset.get('Rows')} x {dataset.get('Columns')}")
-    kinds = {str(value).upper() for value in _values(dataset.get("ImageType"))}
+    _refuse_kind(dataset)
+    if (unpacked := _unpacked_bytes(dataset)) > most_bytes:
+        raise _Unusable(Skip.TOO_LARGE, f"it would unpack to {unpacked >> 20} MiB, {most_bytes >> 20} MiB are allowed")
+
+
+def _refuse_kind(dataset: Dataset) -> None:
+    """Pictures of something else than the anatomy of one slice."""
+    modality, kinds = dataset.Modality, {str(value).upper() for value in _values(dataset.get("ImageType"))}
     if modality == "CT" and "LOCALIZER" in kinds:
         raise _Unusable(Skip.LOCALIZER)
     if "DERIVED" in kinds and kinds & _RENDERED:
         raise _Unusable(Skip.DERIVED, "\\".join(sorted(kinds)))
-    if (unpacked := _unpacked_bytes(dataset)) > most_bytes:
-        raise _Unusable(Skip.TOO_LARGE, f"it would unpack to {unpacked >> 20} MiB, {most_bytes >> 20} MiB are allowed")
+    if "MOSAIC" in kinds:
+        raise _Unusable(Skip.MOSAIC)
+    if modality == "MR" and {*kinds, str(dataset.get("ComplexImageComponent", ""))} & _PHASE:
+        raise _Unusable(Skip.PHASE)
+    groups = _functional_groups(dataset, 0) if "PerFrameFunctionalGroupsSequence" in dataset else (dataset,)
+    if modality == "CT" and (told := str(_first(groups, "RescaleType"))) in _NO_HU:
+        raise _Unusable(Skip.NO_HU, told)
 
 
 def _unpacked_bytes(dataset: Dataset) -> int:

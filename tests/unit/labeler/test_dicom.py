@@ -40,7 +40,10 @@ def set_to(keyword: str, value: object):
         (set_to("ImageType", ["DERIVED", "SECONDARY", "MIP"]), Skip.DERIVED),
         (set_to("PixelData", b"\0\0" * 96 * 96), Skip.EMPTY),
         (set_to("PixelData", b"\1\0" * 100), Skip.UNDECODABLE),
+        (set_to("ImageType", ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]), Skip.MOSAIC),
+        (set_to("RescaleType", "Z_EFF"), Skip.NO_HU),
         (set_to("SamplesPerPixel", 3), Skip.COLOUR),
+        (set_to("PhotometricInterpretation", "PALETTE COLOR"), Skip.COLOUR),
         (set_to("Rows", 8), Skip.TOO_SMALL),
         (delete("Rows"), Skip.TOO_SMALL),
     ],
@@ -74,6 +77,25 @@ def test_a_missing_position_falls_back_to_the_instance_number(tmp_path: Path):
     images = changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient"))
     series = read(images, tmp_path)
     assert [plane.source.number for plane in series.planes] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("image_type", "component", "labelled"),
+    [
+        (["ORIGINAL", "PRIMARY", "P", "ND"], None, False),
+        (["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"], None, False),
+        (["ORIGINAL", "PRIMARY", "OTHER", "NONE"], "PHASE", False),
+        (["ORIGINAL", "PRIMARY", "M", "ND"], "MAGNITUDE", True),
+        (["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"], None, True),
+    ],
+)
+def test_phase_shows_no_anatomy(tmp_path: Path, image_type: list[str], component: str | None, labelled: bool):
+    images = changed(a_series("head", 3, name="phase"), set_to("ImageType", image_type))
+    if component:
+        changed(images, set_to("ComplexImageComponent", component))
+    series = read(images, tmp_path)
+    assert len(series.planes) == (3 if labelled else 0)
+    assert {item.reason for item in series.skipped} == (set() if labelled else {Skip.PHASE})
 
 
 def test_hounsfield_units_come_out_of_the_rescale(tmp_path: Path):
