@@ -28,7 +28,12 @@ class Smoothing:
     order: BodyOrder | None = None
 
     def of(self, logits: Logits, positions: Sequence[float], plane: PlaneName, words: Vocabulary) -> Logits:
-        """Calibrated logits (n, labels) of one stack -> what the whole stack makes of them."""
+        """Calibrated logits (n, labels) of one stack -> what the whole stack makes of them.
+
+        Images of which it is not known where they stand are left alone.
+        """
+        if not np.isfinite(positions).all():
+            return logits
         out = smooth(logits, positions, self.millimetres)
         if self.order is None or plane != "axial" or places_of(positions)[-1] < 2:
             return out

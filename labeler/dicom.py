@@ -220,7 +220,7 @@ def _geometry(groups: Sequence[Dataset]) -> tuple[list[float], list[float], list
     columns, rows = orientation[:3], orientation[3:]
     if len(orientation) != 6 or np.linalg.norm(np.cross(columns, rows)) < 0.5:
         raise _Unusable(Skip.NO_GEOMETRY)
-    return columns, rows, position if len(position) == 3 else [0.0, 0.0, 0.0]
+    return columns, rows, position if len(position) == 3 else [np.nan] * 3
 
 
 def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:

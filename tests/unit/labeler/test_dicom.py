@@ -10,8 +10,11 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
+from labeler.aggregate import Smoothing
 from labeler.dicom import instance_number, read_dicom
+from labeler.order import BodyOrder
 from labeler.slices import Skip, Source
+from labeler.vocabulary import vocabulary
 from tests.factories import a_series, changed, saved
 
 
@@ -77,6 +80,15 @@ def test_a_missing_position_falls_back_to_the_instance_number(tmp_path: Path):
     images = changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient"))
     series = read(images, tmp_path)
     assert [plane.source.number for plane in series.planes] == [1, 2, 3, 4]
+
+
+def test_images_without_a_position_are_not_taken_for_one_place(tmp_path: Path):
+    """As neighbours without a distance, all would be told the mean of the whole series."""
+    series = read(changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient")), tmp_path)
+    words = vocabulary()
+    logits = np.random.default_rng(1).normal(size=(4, len(words.labels))).astype(np.float32)
+    positions = [plane.position for plane in series.planes]
+    assert Smoothing(6.0, BodyOrder()).of(logits, positions, "axial", words) is logits
 
 
 @pytest.mark.parametrize(
