@@ -30,7 +30,7 @@ from dicom_node.corrections import (
     words_on,
 )
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
-from dicom_node.identity import disagreements, identity_of
+from dicom_node.identity import disagreements, identity_of, is_one_patient
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
@@ -219,7 +219,8 @@ class Pipeline:
         instances = self.ledger.instances(lease.study_uid)
         taken = [instance for instance in instances if not instance.conflict]
         images, notes = listen(self.settings, self.ledger, taken)
-        if len({instance.patient_key for instance in images}) > 1:
+        patients = {instance.patient_key: instance.path for instance in images}
+        if len(patients) > 1 and not is_one_patient(patients.values()):
             raise Quarantine(
                 f"images of different patients carry this Study Instance UID, nothing is labelled; {_REMEDY}"
             )

@@ -151,6 +151,17 @@ def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
     assert bench.ledger.issued.of_study(uid) == []
 
 
+@pytest.mark.parametrize(
+    ("issuers", "state"),
+    [(("", "HOSPITAL"), State.REPORTED), (("HOSPITAL", ""), State.REPORTED), (("A", "B"), State.QUARANTINED)],
+)
+def test_an_issuer_that_is_left_out_is_no_second_patient(bench: Bench, issuers: tuple[str, str], state: State) -> None:
+    images = a_series("leg", 4, name=f"issuers {issuers}")
+    for image, issuer in zip(images, issuers * 2, strict=True):
+        image.IssuerOfPatientID = issuer
+    assert bench.label(bench.take(images)) == state
+
+
 def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:
     class Broken:
         spec, info = LABELER.spec, LABELER.info
