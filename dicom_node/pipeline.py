@@ -41,6 +41,7 @@ from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
 from dicom_node.reports import report as reports
 from dicom_node.reports.gate import inspected, passed_sheet
+from dicom_node.reports.header import zone_of
 from dicom_node.reports.sheet import best_planes, sheet_of
 from dicom_node.reports.summary import summary_of
 from dicom_node.reports.word import Word, upheld
@@ -363,7 +364,7 @@ class Pipeline:
     ) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
         header = peek(first.path)
-        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
+        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), zone_of(header) or UTC)
         context = reports.Context(header, content, finished, upheld=people)
         earlier = self.ledger.issued.earlier(instances[0].series_uid, reports.uid_of(answer, context))
         return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from datetime import timedelta, timezone, tzinfo
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -117,6 +118,15 @@ def _valid_time(vr: str, value: str) -> bool:
     except (ValueError, OverflowError):
         return False
     return "." not in value or vr == "TM"  # dates with points are those of the standard before DICOM
+
+
+def zone_of(header: Dataset) -> tzinfo | None:
+    """The zone in which an object tells its dates and times (PS3.3 C.12.1.1.8); None where it does not say."""
+    said = re.fullmatch(r"([+-])(\d\d)(\d\d)", str(header.get("TimezoneOffsetFromUTC") or ""))
+    if said is None:
+        return None
+    ahead = timedelta(hours=int(said[2]), minutes=int(said[3]))
+    return timezone(-ahead if said[1] == "-" else ahead) if ahead < timedelta(hours=24) else None
 
 
 def character_set(source: Dataset) -> str:

@@ -73,7 +73,8 @@ class Context:
     Attributes:
         header: the data set of the series' first image.
         content: hash of the series' content (`uids.content_of`).
-        finished: when the report's content was made; part of the input, so that a rebuild is byte-identical.
+        finished: when the report's content was made, in the zone of the header; part of the input, so that a rebuild is
+            byte-identical.
         revision: 1 for the first report on a series, then counting up.
         upheld: what people have verified about some of the images, and the labels therefore say (`word.upheld`).
     """
@@ -116,7 +117,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
         is_final=False,
         is_verified=False,
         previous_versions=_previous(context, header),
-        contributing_equipment=[_equipment(answer.bundle, context.finished)],
+        contributing_equipment=[_equipment(answer.bundle, context.finished.replace(tzinfo=None))],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set=_character_set(context),
         content_qualification="RESEARCH",

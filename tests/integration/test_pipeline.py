@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from csv import DictReader
+from datetime import datetime, timedelta, timezone
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
     (report,) = archive.reports()
     assert report.StudyInstanceUID == uid
     assert report == dcmread(bench.ledger.issued.of_study(uid)[0].path)
+
+
+@pytest.mark.parametrize(("offset", "hours"), [("+0900", 9), ("-0500", -5), ("", 0)])
+def test_a_report_tells_its_time_in_the_zone_that_it_names(bench: Bench, offset: str, hours: int) -> None:
+    images = changed(a_series("leg", 3, name=f"zone {offset}"), lambda i: setattr(i, "TimezoneOffsetFromUTC", offset))
+    uid = bench.take(images)
+    assert bench.label(uid) == State.REPORTED
+    report = dcmread(bench.ledger.issued.of_study(uid)[0].path)
+    received = max(instance.received_at for instance in bench.ledger.instances(uid))
+    expected = datetime.fromtimestamp(received, timezone(timedelta(hours=hours)))
+    assert report.ContentDate + report.ContentTime[:6] == f"{expected:%Y%m%d%H%M%S}"
 
 
 def test_a_second_run_finds_nothing_to_do(bench: Bench) -> None:

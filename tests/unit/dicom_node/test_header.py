@@ -1,5 +1,7 @@
 """Headers as PACS has them become headers that a report can stand on; claims are compared with pixels."""
 
+from datetime import timedelta
+
 import pytest
 from pydicom import config
 from pydicom.datadict import dictionary_VR
@@ -7,7 +9,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from dicom_node.reports.header import Agreement, character_set, compare, safe_header
+from dicom_node.reports.header import Agreement, character_set, compare, safe_header, zone_of
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series
 
@@ -136,6 +138,16 @@ def test_other_patient_ids_get_the_type_that_the_standard_asks_for():
     image.OtherPatientIDsSequence = [other]
     (made,) = safe_header(image).OtherPatientIDsSequence
     assert (made.PatientID, made.TypeOfPatientID, "TypeOfPatientID" in other) == ("OTHER", "TEXT", False)
+
+
+@pytest.mark.parametrize(
+    ("offset", "hours"), [("+0900", 9), ("-0530", -5.5), ("+0000", 0), ("", None), ("+09:00", None), ("+9900", None)]
+)
+def test_the_zone_is_the_header_s_own(offset: str, hours: float | None):
+    header = Dataset()
+    header.TimezoneOffsetFromUTC = offset
+    zone = zone_of(header)
+    assert (zone and zone.utcoffset(None)) == (None if hours is None else timedelta(hours=hours))
 
 
 def test_pixels_do_not_travel():
