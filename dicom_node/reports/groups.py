@@ -34,6 +34,9 @@ SAID_BY_PERSON = "said by a person"
 #: What the Tracking UIDs of a report are derived from.
 Tracked = tuple[str, ...]
 
+#: Frames of one reference: their numbers are one value, of 64 KiB at most (PS3.5 7.1.2).
+_MOST_FRAMES = 5000
+
 _CERTAINTY = codes.DCM.CertaintyOfFinding
 _PERCENT = CodedConcept("%", "UCUM", "Percent")
 _MAXIMUM, _MEAN = CodedConcept("56851009", "SCT", "Maximum"), CodedConcept("373098007", "SCT", "Mean")
@@ -157,7 +160,11 @@ def _references(slices: Sequence[SliceLabels]) -> list[SourceImageForMeasurement
     for item in slices:
         key = (str(item.source.sop_class_uid), str(item.source.sop_instance_uid))
         frames[key] += [item.source.frame] if item.source.frame else []
-    return [SourceImageForMeasurementGroup(cls, uid, numbers or None) for (cls, uid), numbers in frames.items()]
+    return [
+        SourceImageForMeasurementGroup(cls, uid, numbers[first : first + _MOST_FRAMES] or None)
+        for (cls, uid), numbers in frames.items()
+        for first in range(0, max(1, len(numbers)), _MOST_FRAMES)
+    ]
 
 
 def _certainty(probability: float, derivation: CodedConcept) -> Measurement:

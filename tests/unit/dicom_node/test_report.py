@@ -6,8 +6,12 @@ from datetime import datetime
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.reports.groups import Numbers, slab_ranges
+from dicom_node.reports.groups import Numbers, slab_ranges, slabs
 from dicom_node.reports.report import Context, Predecessor, build, encode
+from labeler.result import SliceLabels
+from labeler.slices import Source
+from labeler.sr import image_keys
+from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer
 
 FINISHED = datetime(2026, 1, 2, 3, 4, 5)
@@ -124,6 +128,17 @@ def test_the_header_s_disagreement_is_said():
     images = a_series("torso", 10, name="wrong", body_part="FOOT")
     text = "".join(str(item.value) for item in a_report(images).iterall() if item.keyword == "TextValue")
     assert "Header Body Part Examined: FOOT; pixels: CHESTABDOMEN -> DIFFER" in text
+
+
+def test_frames_that_one_value_cannot_name_take_several_references():
+    """Some functional MR: above 64 KiB the frame numbers would be written as bytes without a meaning."""
+    slices = [SliceLabels(Source(0, "1.2.3", "1.2.4", frame), "axial", (), ("head",)) for frame in range(1, 14001)]
+    (group,) = slabs(slices, vocabulary(), ("series", "bundle"))
+    references = [item.ReferencedSOPSequence[0] for item in group[0].ContentSequence if item.ValueType == "IMAGE"]
+    assert [key for reference in references for key in image_keys(reference)] == [
+        ("1.2.3", frame) for frame in range(1, 14001)
+    ]
+    assert all(len("\\".join(map(str, item.ReferencedFrameNumber))) < 1 << 16 for item in references)
 
 
 def test_slabs_cover_all_slices_once():
