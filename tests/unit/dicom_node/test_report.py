@@ -10,7 +10,7 @@ from dicom_node.reports.groups import Numbers, slab_ranges, slabs
 from dicom_node.reports.report import Context, Predecessor, build, encode
 from labeler.result import SliceLabels
 from labeler.slices import Source
-from labeler.sr import image_keys
+from labeler.sr import image_keys, read_report
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer
 
@@ -56,6 +56,16 @@ def test_labels_come_back_image_by_image():
         for i, image in enumerate(images[:9])
     }
     assert found == expected
+
+
+def test_a_workstation_may_list_another_series_before_ours():
+    report, words = a_report(), vocabulary()
+    before, other, study = read_report(report, words), Dataset(), report.CurrentRequestedProcedureEvidenceSequence[0]
+    other.SeriesInstanceUID, other.ReferencedSOPSequence = "1.2.3", [Dataset()]
+    item = other.ReferencedSOPSequence[0]
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.11.1", "1.2.3.4"
+    study.ReferencedSeriesSequence = [other, *study.ReferencedSeriesSequence]
+    assert read_report(report, words) == before
 
 
 def test_evidence_lists_every_image_even_those_that_show_nothing():
