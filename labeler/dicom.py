@@ -191,11 +191,19 @@ def _decoded(dataset: Dataset) -> Iterator[FloatImage]:
             frame = pixel_array(dataset, index=index, raw=True)
             if frame.ndim != 2:
                 raise _Unusable(Skip.COLOUR, f"decoded to {frame.shape}")
-            yield frame.astype(np.float32)
+            yield _finite(frame.astype(np.float32)) if frame.dtype.kind == "f" else frame.astype(np.float32)
     except (_Unusable, MemoryError):
         raise
     except Exception as error:
         raise _Unusable(Skip.UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _finite(frame: FloatImage) -> FloatImage:
+    """Maps in floating point tell what they do not know by NaN; it becomes their lowest value, or 0."""
+    known = np.isfinite(frame)
+    lowest = frame.min(where=known, initial=np.inf) if known.any() else 0.0
+    finite: FloatImage = np.where(known, frame, np.float32(lowest))
+    return finite
 
 
 def _functional_groups(dataset: Dataset, index: int) -> tuple[Dataset, ...]:

@@ -110,6 +110,19 @@ def test_phase_shows_no_anatomy(tmp_path: Path, image_type: list[str], component
     assert {item.reason for item in series.skipped} == (set() if labelled else {Skip.PHASE})
 
 
+def test_what_a_map_does_not_know_is_its_lowest_value(tmp_path: Path):
+    """One NaN would make the percentiles of the whole stack unknown, and every picture black."""
+    images = a_series("head", 3, name="map")
+    for image in images:
+        values = image.pixel_array.astype("<f4")
+        values[:30] = np.nan
+        del image.PixelData
+        image.FloatPixelData, image.BitsAllocated = values.tobytes(), 32
+    series = read(images, tmp_path)
+    assert len(series.planes) == 3
+    assert all(np.isfinite(plane.pixels).all() for plane in series.planes)
+
+
 def test_hounsfield_units_come_out_of_the_rescale(tmp_path: Path):
     series = read(a_series("torso", 2, name="hu"), tmp_path)
     assert -1100 < series.planes[0].pixels.min() < -900
