@@ -111,7 +111,8 @@ def _planes(
         groups = _functional_groups(dataset, number - 1) if multiframe else (dataset,)
         columns, rows, origin = _geometry(groups)
         source = _source(dataset, number if frames > 1 or multiframe else None)
-        upright = make_plane(_rescaled(pixels, groups), columns, rows, origin, source, max_side, _spacing(groups))
+        values = _rescaled(_unpadded(pixels, dataset), groups)
+        upright = make_plane(values, columns, rows, origin, source, max_side, _spacing(groups))
         planes.append(upright)
         progress()
     if not planes:
@@ -204,6 +205,19 @@ def _finite(frame: FloatImage) -> FloatImage:
     lowest = frame.min(where=known, initial=np.inf) if known.any() else 0.0
     finite: FloatImage = np.where(known, frame, np.float32(lowest))
     return finite
+
+
+def _unpadded(pixels: FloatImage, dataset: Dataset) -> FloatImage:
+    """What only fills an MR picture up becomes as dark as the darkest of the rest (PS3.3 C.7.5.1.1.2)."""
+    padding, limit = (dataset.get(f"PixelPadding{which}") for which in ("Value", "RangeLimit"))
+    if dataset.Modality != "MR" or not isinstance(padding, int) or padding == 0:  # 0 is dark
+        return pixels
+    low, high = sorted((padding, limit if isinstance(limit, int) else padding))
+    shown = (pixels < low) | (pixels > high)
+    if shown.all() or not shown.any():
+        return pixels
+    filled: FloatImage = np.where(shown, pixels, pixels[shown].min())
+    return filled
 
 
 def _functional_groups(dataset: Dataset, index: int) -> tuple[Dataset, ...]:

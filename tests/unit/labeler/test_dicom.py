@@ -123,6 +123,17 @@ def test_what_a_map_does_not_know_is_its_lowest_value(tmp_path: Path):
     assert all(np.isfinite(plane.pixels).all() for plane in series.planes)
 
 
+def test_padding_does_not_set_the_scale_of_an_mr(tmp_path: Path):
+    """Far below the anatomy, it would leave that the lightest greys alone."""
+    images = a_series("head", 3, name="padded")
+    for image in images:
+        values = image.pixel_array.astype("<i2")
+        values[:30] = -32768
+        image.PixelData, image.PixelRepresentation = values.tobytes(), 1
+        image.add_new("PixelPaddingValue", "SS", -32768)
+    assert min(plane.pixels.min() for plane in read(images, tmp_path).planes) > -1000
+
+
 def test_hounsfield_units_come_out_of_the_rescale(tmp_path: Path):
     series = read(a_series("torso", 2, name="hu"), tmp_path)
     assert -1100 < series.planes[0].pixels.min() < -900
