@@ -256,8 +256,8 @@ def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:
 
 
 def _rescaled(pixels: FloatImage, groups: Sequence[Dataset]) -> FloatImage:
-    """Stored values -> HU or MR values (PS3.3 C.11.1.1.2)."""
-    slope, intercept = _number(groups, "RescaleSlope", 1.0), _number(groups, "RescaleIntercept", 0.0)
+    """Stored values -> HU or MR values (PS3.3 C.11.1.1.2); a slope of 0, with which nothing could be seen, is none."""
+    slope, intercept = _number(groups, "RescaleSlope", 1.0) or 1.0, _number(groups, "RescaleIntercept", 0.0)
     return (pixels * slope + intercept).astype(np.float32)
 
 

@@ -110,6 +110,11 @@ def test_phase_shows_no_anatomy(tmp_path: Path, image_type: list[str], component
     assert {item.reason for item in series.skipped} == (set() if labelled else {Skip.PHASE})
 
 
+def test_a_slope_of_nothing_is_none(tmp_path: Path):
+    images = changed(a_series("head", 3, name="slope"), set_to("RescaleSlope", "0"))
+    assert len(read(images, tmp_path).planes) == 3
+
+
 def test_what_a_map_does_not_know_is_its_lowest_value(tmp_path: Path):
     """One NaN would make the percentiles of the whole stack unknown, and every picture black."""
     images = a_series("head", 3, name="map")
