@@ -27,6 +27,21 @@ def identity_of(path: Path) -> dict[str, str]:
         return {}
 
 
+def is_one_patient(paths: Iterable[Path]) -> bool:
+    """Do files whose patients have different keys name one patient all the same?
+
+    Consoles leave the issuer out of what they derive; that names nobody else. Another issuer does, and another ID.
+    """
+    try:
+        headers = [peek(path, ["SpecificCharacterSet", "PatientID", "IssuerOfPatientID"]) for path in paths]
+    except Exception:  # likewise: what cannot be read is not vouched for
+        return False
+    ids, issuers = (
+        {str(header.get(keyword) or "").strip() for header in headers} for keyword in ("PatientID", "IssuerOfPatientID")
+    )
+    return len(ids) == 1 and "" not in ids and len(issuers - {""}) <= 1
+
+
 def _plain(header: Dataset, keyword: str) -> str:
     """Letters and digits of the first component group: `DOE^JOHN` is `Doe, John`."""
     value = str(header.get(keyword) or "").split("=")[0]

@@ -30,7 +30,7 @@ from dicom_node.corrections import (
     words_on,
 )
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
-from dicom_node.identity import disagreements, identity_of
+from dicom_node.identity import disagreements, identity_of, is_one_patient
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
@@ -41,6 +41,7 @@ from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
 from dicom_node.reports import report as reports
 from dicom_node.reports.gate import inspected, passed_sheet
+from dicom_node.reports.header import zone_of
 from dicom_node.reports.sheet import best_planes, sheet_of
 from dicom_node.reports.summary import summary_of
 from dicom_node.reports.word import Word, upheld
@@ -224,7 +225,8 @@ class Pipeline:
         instances = self.ledger.instances(lease.study_uid)
         taken = [instance for instance in instances if not instance.conflict]
         images, notes = listen(self.settings, self.ledger, taken)
-        if len({instance.patient_key for instance in images}) > 1:
+        patients = {instance.patient_key: instance.path for instance in images}
+        if len(patients) > 1 and not is_one_patient(patients.values()):
             raise Quarantine(
                 f"images of different patients carry this Study Instance UID, nothing is labelled; {_REMEDY}"
             )
@@ -384,7 +386,7 @@ class Pipeline:
     ) -> reports.Context:
         first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
         header = peek(first.path)
-        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), UTC).replace(tzinfo=None)
+        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), zone_of(header) or UTC)
         context = reports.Context(header, content, finished, upheld=people)
         uid = reports.uid_of(answer, context)
         earlier = self.ledger.issued.earlier(first.study_uid, first.series_uid, uid)

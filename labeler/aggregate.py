@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeler.calibration import Logits, probabilities
-from labeler.order import CHAIN, BodyOrder, ordered
+from labeler.order import CHAIN, BodyOrder, ordered, places_of
 from labeler.prompts import PlaneName
 from labeler.result import Finding
 from labeler.vocabulary import Vocabulary
@@ -28,9 +28,14 @@ class Smoothing:
     order: BodyOrder | None = None
 
     def of(self, logits: Logits, positions: Sequence[float], plane: PlaneName, words: Vocabulary) -> Logits:
-        """Calibrated logits (n, labels) of one stack -> what the whole stack makes of them."""
+        """Calibrated logits (n, labels) of one stack -> what the whole stack makes of them.
+
+        Images of which it is not known where they stand are left alone.
+        """
+        if not np.isfinite(positions).all():
+            return logits
         out = smooth(logits, positions, self.millimetres)
-        if self.order is None or plane != "axial" or len(logits) < 3:
+        if self.order is None or plane != "axial" or places_of(positions)[-1] < 2:
             return out
         chain = [words.index(name) for name in CHAIN]
         settled, share = ordered(logits[:, chain], positions, self.order), self.order.share

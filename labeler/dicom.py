@@ -21,6 +21,10 @@ from labeler.slices import SMALLEST_SIDE, FloatImage, Plane, Series, Skip, Skipp
 
 #: Values of Image Type (0008,0008) that tell a rendering from a slice.
 _RENDERED = {"MIP", "MINIP", "PROJECTION IMAGE", "VOLUME_RENDERED", "VRT", "SCREEN SAVE", "DOSE_INFO", "REPORT"}
+#: Values that tell the phase of an MR signal from its magnitude (PS3.3 C.8.3.1.1.1, and as scanners abbreviate it).
+_PHASE = {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"}
+#: Rescale Types of CT values that are no Hounsfield units: densities, effective atomic numbers (PS3.3 C.11.1.1.2).
+_NO_HU = {"MGML", "Z_EFF", "ED", "EDW", "PCT"}
 
 
 #: Bytes that the frames of one file may unpack to; as many as uncompressed Pixel Data can have (PS3.5 7.1.1).
@@ -109,7 +113,8 @@ def _planes(
         groups = _functional_groups(dataset, number - 1) if multiframe else (dataset,)
         columns, rows, origin = _geometry(groups)
         source = _source(dataset, number if frames > 1 or multiframe else None)
-        upright = make_plane(_rescaled(pixels, groups), columns, rows, origin, source, max_side, _spacing(groups))
+        values = _rescaled(_unpadded(pixels, dataset), groups)
+        upright = make_plane(values, columns, rows, origin, source, max_side, _spacing(groups))
         planes.append(upright)
         progress()
     if not planes:
@@ -125,17 +130,30 @@ def _refuse(dataset: Dataset, most_bytes: int) -> None:
         raise _Unusable(Skip.MODALITY, f"Modality is {modality or 'absent'}")
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise _Unusable(Skip.NO_PIXELS)
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise _Unusable(Skip.COLOUR, str(dataset.get("PhotometricInterpretation", "")))
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or photometric == "PALETTE COLOR":
+        raise _Unusable(Skip.COLOUR, photometric)
     if min(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)) < SMALLEST_SIDE:
         raise _Unusable(Skip.TOO_SMALL, f"{dataset.get('Rows')} x {dataset.get('Columns')}")
-    kinds = {str(value).upper() for value in _values(dataset.get("ImageType"))}
+    _refuse_kind(dataset)
+    if (unpacked := _unpacked_bytes(dataset)) > most_bytes:
+        raise _Unusable(Skip.TOO_LARGE, f"it would unpack to {unpacked >> 20} MiB, {most_bytes >> 20} MiB are allowed")
+
+
+def _refuse_kind(dataset: Dataset) -> None:
+    """Pictures of something else than the anatomy of one slice."""
+    modality, kinds = dataset.Modality, {str(value).upper() for value in _values(dataset.get("ImageType"))}
     if modality == "CT" and "LOCALIZER" in kinds:
         raise _Unusable(Skip.LOCALIZER)
     if "DERIVED" in kinds and kinds & _RENDERED:
         raise _Unusable(Skip.DERIVED, "\\".join(sorted(kinds)))
-    if (unpacked := _unpacked_bytes(dataset)) > most_bytes:
-        raise _Unusable(Skip.TOO_LARGE, f"it would unpack to {unpacked >> 20} MiB, {most_bytes >> 20} MiB are allowed")
+    if "MOSAIC" in kinds:
+        raise _Unusable(Skip.MOSAIC)
+    if modality == "MR" and {*kinds, str(dataset.get("ComplexImageComponent", ""))} & _PHASE:
+        raise _Unusable(Skip.PHASE)
+    groups = _functional_groups(dataset, 0) if "PerFrameFunctionalGroupsSequence" in dataset else (dataset,)
+    if modality == "CT" and (told := str(_first(groups, "RescaleType"))) in _NO_HU:
+        raise _Unusable(Skip.NO_HU, told)
 
 
 def _unpacked_bytes(dataset: Dataset) -> int:
@@ -176,11 +194,32 @@ def _decoded(dataset: Dataset) -> Iterator[FloatImage]:
             frame = pixel_array(dataset, index=index, raw=True)
             if frame.ndim != 2:
                 raise _Unusable(Skip.COLOUR, f"decoded to {frame.shape}")
-            yield frame.astype(np.float32)
+            yield _finite(frame.astype(np.float32)) if frame.dtype.kind == "f" else frame.astype(np.float32)
     except (_Unusable, MemoryError):
         raise
     except Exception as error:
         raise _Unusable(Skip.UNDECODABLE, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _finite(frame: FloatImage) -> FloatImage:
+    """Maps in floating point tell what they do not know by NaN; it becomes their lowest value, or 0."""
+    known = np.isfinite(frame)
+    lowest = frame.min(where=known, initial=np.inf) if known.any() else 0.0
+    finite: FloatImage = np.where(known, frame, np.float32(lowest))
+    return finite
+
+
+def _unpadded(pixels: FloatImage, dataset: Dataset) -> FloatImage:
+    """What only fills an MR picture up becomes as dark as the darkest of the rest (PS3.3 C.7.5.1.1.2)."""
+    padding, limit = (dataset.get(f"PixelPadding{which}") for which in ("Value", "RangeLimit"))
+    if dataset.Modality != "MR" or not isinstance(padding, int) or padding == 0:  # 0 is dark
+        return pixels
+    low, high = sorted((padding, limit if isinstance(limit, int) else padding))
+    shown = (pixels < low) | (pixels > high)
+    if shown.all() or not shown.any():
+        return pixels
+    filled: FloatImage = np.where(shown, pixels, pixels[shown].min())
+    return filled
 
 
 def _functional_groups(dataset: Dataset, index: int) -> tuple[Dataset, ...]:
@@ -205,7 +244,7 @@ def _geometry(groups: Sequence[Dataset]) -> tuple[list[float], list[float], list
     columns, rows = orientation[:3], orientation[3:]
     if len(orientation) != 6 or np.linalg.norm(np.cross(columns, rows)) < 0.5:
         raise _Unusable(Skip.NO_GEOMETRY)
-    return columns, rows, position if len(position) == 3 else [0.0, 0.0, 0.0]
+    return columns, rows, position if len(position) == 3 else [np.nan] * 3
 
 
 def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:
@@ -219,8 +258,8 @@ def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:
 
 
 def _rescaled(pixels: FloatImage, groups: Sequence[Dataset]) -> FloatImage:
-    """Stored values -> HU or MR values (PS3.3 C.11.1.1.2)."""
-    slope, intercept = _number(groups, "RescaleSlope", 1.0), _number(groups, "RescaleIntercept", 0.0)
+    """Stored values -> HU or MR values (PS3.3 C.11.1.1.2); a slope of 0, with which nothing could be seen, is none."""
+    slope, intercept = _number(groups, "RescaleSlope", 1.0) or 1.0, _number(groups, "RescaleIntercept", 0.0)
     return (pixels * slope + intercept).astype(np.float32)
 
 

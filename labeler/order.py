@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from labeler.calibration import Logits, probabilities
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.int_]
 
 #: From head to foot. Stacks run from foot to head (`labeler.slices`).
 CHAIN = ("head", "neck", "chest", "abdomen", "pelvis", "thigh", "knee", "lower_leg", "foot")
 
+#: Images closer than this along the stack, as phases, echoes and b-values are, show one place, mm.
+_ONE_PLACE = 0.1
 #: Probabilities stay this far from 0 and 1: a whole stack may be wrong together.
 _MARGIN = 1e-3
 
@@ -49,20 +52,30 @@ class BodyOrder:
 
 
 def ordered(logits: Logits, positions: Sequence[float], order: BodyOrder) -> Logits:
-    """Logits (n, stations of the chain) given the whole axial stack.
+    """Logits (n, stations of the chain) given the whole axial stack; images of one place speak with one voice.
 
     Args:
-        logits: of the same stations, calibrated, not smoothed, in stack order; three slices or more.
+        logits: of the same stations, calibrated, not smoothed, in stack order; three places or more.
         positions: (n,) mm along the stack, growing towards the head.
     """
-    gaps = np.maximum(np.diff(np.asarray(positions, float)), 0.1)
+    places = places_of(positions)
+    first, counts = np.unique(places, return_index=True, return_counts=True)[1:]
+    gaps = np.diff(np.asarray(positions, float)[first])
     weight = order.trust * min(1.0, float(np.median(gaps)) / order.independent_mm)
     stretches = _stretches()
-    evidence = _evidence(logits, stretches, weight)
+    together: Logits = (np.add.reduceat(logits, first) / counts[:, None]).astype(np.float32)
+    evidence = _evidence(together, stretches, weight)
     evidence[:, -1] *= order.nothing
     p = np.clip(_posterior(evidence, gaps, order) @ stretches, _MARGIN, 1 - _MARGIN)
     settled: Logits = np.log(p / (1 - p)).astype(np.float32)
-    return settled
+    return settled[places]
+
+
+def places_of(positions: Sequence[float]) -> Places:
+    """(n,) which place each image shows, counted from 0 along the stack."""
+    steps = np.diff(np.asarray(positions, float)) >= _ONE_PLACE
+    places: Places = np.concatenate([[0], np.cumsum(steps)])
+    return places
 
 
 def _stretches() -> Floats:

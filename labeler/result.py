@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,11 @@ class Finding:
     @property
     def count(self) -> int:
         return sum(last - first + 1 for first, last in self.ranges)
+
+    @property
+    def positions(self) -> Iterator[int]:
+        """Of every image that shows it."""
+        return (position for first, last in self.ranges for position in range(first, last + 1))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class Skip(StrEnum):
     UNDECODABLE = "pixel data cannot be decoded"
     LOCALIZER = "CT localizer: a projection, not a slice"
     DERIVED = "derived picture (projection, rendering or screen), not a slice"
+    MOSAIC = "mosaic: many slices in one picture"
+    PHASE = "phase image: it shows motion or field, not anatomy"
+    NO_HU = "CT values that are no Hounsfield units"
     NO_GEOMETRY = "no image orientation"
     STRAY_ORIENTATION = "orientation differs from the rest of the series"
     TOO_SMALL = "fewer than 32 rows or columns"
@@ -66,6 +69,7 @@ class Plane:
     #: Side of one (square) pixel in mm; None where the image does not tell.
     mm: float | None
     normal: tuple[float, float, float]
+    #: mm along the normal; NaN where the image does not tell.
     position: float
     source: Source
 
@@ -141,7 +145,7 @@ def make_plane(
         pixels: (rows, columns).
         along_columns: LPS unit vector in which the column index grows (first half of (0020,0037)).
         along_rows: LPS unit vector in which the row index grows (second half of (0020,0037)).
-        origin: LPS position of the first pixel, mm (0020,0032).
+        origin: LPS position of the first pixel, mm (0020,0032); NaN where unknown.
         spacing: mm between rows and between columns (0028,0030); None where unknown.
     """
     columns, rows = np.asarray(along_columns, float), np.asarray(along_rows, float)
@@ -237,4 +241,5 @@ def _is_stray(group: list[Plane], largest: list[Plane]) -> bool:
 
 
 def _order(plane: Plane) -> tuple[float, int, int]:
-    return (round(plane.position, 2), plane.source.number or 0, plane.source.index)
+    position = 0.0 if np.isnan(plane.position) else round(plane.position, 2)
+    return (position, plane.source.number or 0, plane.source.index)

@@ -59,10 +59,6 @@ def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
     evidence = report.get("CurrentRequestedProcedureEvidenceSequence")
     if not evidence:
         return None
-    series = evidence[0].ReferencedSeriesSequence[0]
-    images = tuple(
-        (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)) for item in series.ReferencedSOPSequence
-    )
     seen: dict[ImageKey, set[str]] = defaultdict(set)
     for items in _groups(report):
         names = {name for item in items if concept_of(item) == FINDING_SITE for name in [label_of(item, words)] if name}
@@ -70,8 +66,22 @@ def read_report(report: Dataset, words: Vocabulary) -> ReportedLabels | None:
             if item.ValueType == "IMAGE":
                 for key in image_keys(item.ReferencedSOPSequence[0]):
                     seen[key] |= names
+    series = _series_of(evidence, {uid for uid, _ in seen})
+    images = tuple(
+        (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID)) for item in series.ReferencedSOPSequence
+    )
     labels = {key: frozenset(names) for key, names in seen.items()}
     return ReportedLabels(str(series.SeriesInstanceUID), images, labels)
+
+
+def _series_of(evidence: Iterable[Dataset], shown: Collection[str]) -> Dataset:
+    """The series that the labels are about: workstations list others beside it, in any order."""
+
+    def count(series: Dataset) -> int:
+        return sum(str(item.ReferencedSOPInstanceUID) in shown for item in series.ReferencedSOPSequence)
+
+    found: Dataset = max((series for study in evidence for series in study.ReferencedSeriesSequence), key=count)
+    return found
 
 
 def _groups(report: Dataset) -> Iterator[list[Dataset]]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 import numpy as np
 from highdicom.sr import (
@@ -26,7 +26,7 @@ from pydicom.valuerep import DT
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.reports.groups import SAID_BY_PERSON, coded, separate, shown_name, slabs, summaries
-from dicom_node.reports.header import character_set, compare
+from dicom_node.reports.header import character_set, compare, zone_of
 from dicom_node.reports.word import Verifier, observer_of
 from dicom_node.uids import derived
 from labeler.aggregate import findings
@@ -188,6 +188,8 @@ def _changed(item: SliceLabels, changes: Sequence[Change], words: Vocabulary) ->
 def _supersede(made: Dataset, report: Dataset, uid: str, when: datetime) -> None:
     made.SOPInstanceUID = made.file_meta.MediaStorageSOPInstanceUID = UID(uid)
     made.InstanceNumber = int(report.get("InstanceNumber") or 1) + 1
+    if when.tzinfo:  # told as the report tells its own time, or the successor would look older in half of the world
+        when = when.astimezone(zone_of(report) or UTC)
     made.ContentDate = made.InstanceCreationDate = when.strftime("%Y%m%d")
     made.ContentTime = made.InstanceCreationTime = when.strftime("%H%M%S.%f")
     reference = Dataset()

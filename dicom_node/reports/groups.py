@@ -7,8 +7,12 @@ per station and organ; then slab groups, one per run of consecutive images with 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
+import numpy as np
 from highdicom.sr import (
     CodedConcept,
     FindingSite,
@@ -21,6 +25,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from dicom_node.uids import derived
+from labeler.aggregate import runs
 from labeler.result import Finding, SliceLabels
 from labeler.vocabulary import Code, Vocabulary
 
@@ -28,6 +33,9 @@ from labeler.vocabulary import Code, Vocabulary
 SAID_BY_PERSON = "said by a person"
 #: What the Tracking UIDs of a report are derived from.
 Tracked = tuple[str, ...]
+
+#: Frames of one reference: their numbers are one value, of 64 KiB at most (PS3.5 7.1.2).
+_MOST_FRAMES = 5000
 
 _CERTAINTY = codes.DCM.CertaintyOfFinding
 _PERCENT = CodedConcept("%", "UCUM", "Percent")
@@ -44,12 +52,13 @@ def summaries(
     by_person: Collection[str] = (),
 ) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """One readable group per station, then per organ; what a person has said bears no certainty of a model."""
+    numbers = Numbers.of(slices)
     for finding in findings:
         said = finding.name in by_person
         sure = SAID_BY_PERSON if said else f"certainty {finding.certainty:.0%}"
         yield _group(
             tracked,
-            f"{shown_name(finding.name, words)}: {_extent(slices, finding)}, {sure}",
+            f"{shown_name(finding.name, words)}: {_extent(slices, finding, numbers)}, {sure}",
             f"summary {finding.name}",
             _BODY_PART if finding.kind == "station" else _STRUCTURE,
             [finding.name],
@@ -59,22 +68,48 @@ def summaries(
         )
 
 
-def _extent(slices: Sequence[SliceLabels], finding: Finding) -> str:
-    numbers = [_range(slices, first, last) for first, last in finding.ranges[:6]]
-    more = " ..." if len(finding.ranges) > 6 else ""
+def _extent(slices: Sequence[SliceLabels], finding: Finding, numbers: Numbers) -> str:
     best = slices[finding.best].source.shown_number
-    return f"images {', '.join(numbers)}{more} ({finding.count} of {len(slices)}), best {best}"
+    return f"images {_told(numbers.stretches(finding.positions))} ({finding.count} of {len(slices)}), best {best}"
 
 
-def _range(slices: Sequence[SliceLabels], first: int, last: int) -> str:
-    start, end = (slices[position].source.shown_number for position in (first, last))
-    return str(start) if first == last else f"{start}-{end}"
+@dataclass(frozen=True)
+class Numbers:
+    """What people call the images of a series. Phases and echoes of one place are neighbours with distant numbers."""
+
+    shown: tuple[int, ...]
+
+    @classmethod
+    def of(cls, slices: Sequence[SliceLabels]) -> Numbers:
+        return cls(tuple(item.source.shown_number for item in slices))
+
+    @cached_property
+    def _rank(self) -> dict[int, int]:
+        return {number: rank for rank, number in enumerate(sorted(set(self.shown)))}
+
+    @cached_property
+    def _falling(self) -> bool:
+        return 2 * sum(a > b for a, b in pairwise(self.shown)) > len(self.shown) - 1
+
+    def stretches(self, positions: Iterable[int]) -> list[tuple[int, int]]:
+        """First and last number of every run of numbers that no other image has, in the direction of the series."""
+        these = np.zeros(len(self._rank), np.bool_)
+        these[[self._rank[self.shown[position]] for position in positions]] = True
+        numbers = list(self._rank)
+        found = [(numbers[first], numbers[last]) for first, last in runs(these)]
+        return [(last, first) for first, last in reversed(found)] if self._falling else found
+
+
+def _told(stretches: Sequence[tuple[int, int]]) -> str:
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in stretches[:6]]
+    return ", ".join(shown) + " ..." * (len(stretches) > 6)
 
 
 def slabs(
     slices: Sequence[SliceLabels], words: Vocabulary, tracked: Tracked
 ) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """One group per longest run of consecutive images that show exactly the same."""
+    numbers = Numbers.of(slices)
     for first, last in slab_ranges(slices):
         present = slices[first].present
         if not present:
@@ -83,7 +118,8 @@ def slabs(
         organs = len(present) - len(stations)
         noun = "Image" if first == last else "Images"
         counted = f"{organs} organ" if organs == 1 else f"{organs} organs"
-        title = f"{noun} {_range(slices, first, last)}: {', '.join(stations) or 'no station'}; {counted}"
+        named = _told(numbers.stretches(range(first, last + 1)))
+        title = f"{noun} {named}: {', '.join(stations) or 'no station'}; {counted}"
         run = slices[first : last + 1]
         yield _group(tracked, title, f"slab {first}", _STRUCTURE, present, run, words)
 
@@ -124,7 +160,11 @@ def _references(slices: Sequence[SliceLabels]) -> list[SourceImageForMeasurement
     for item in slices:
         key = (str(item.source.sop_class_uid), str(item.source.sop_instance_uid))
         frames[key] += [item.source.frame] if item.source.frame else []
-    return [SourceImageForMeasurementGroup(cls, uid, numbers or None) for (cls, uid), numbers in frames.items()]
+    return [
+        SourceImageForMeasurementGroup(cls, uid, numbers[first : first + _MOST_FRAMES] or None)
+        for (cls, uid), numbers in frames.items()
+        for first in range(0, max(1, len(numbers)), _MOST_FRAMES)
+    ]
 
 
 def _certainty(probability: float, derivation: CodedConcept) -> Measurement:

@@ -7,15 +7,20 @@ character set). Here a bad value becomes empty, and what identifies the patient 
 from __future__ import annotations
 
 import re
+from copy import copy, deepcopy
 from dataclasses import dataclass
+from datetime import timedelta, timezone, tzinfo
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
 from highdicom import SpecificCharacterSetValues
-from pydicom.datadict import dictionary_description
+from pydicom import config
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DA, TM
+from pydicom.multival import MultiValue
+from pydicom.valuerep import DA, TM, validate_value
 
 from labeler.vocabulary import Kind, Region, Vocabulary
 
@@ -33,25 +38,78 @@ _NEEDED = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+#: Goes by its own rules, or is what the archive files by.
+_AS_WRITTEN = {"PatientID", "IssuerOfPatientID", "PatientName", "AccessionNumber", "StudyID", "PatientSex"}
+_REPAIRED = {"ProcedureCodeSequence", "OtherPatientIDsSequence"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def safe_header(source: Dataset) -> Dataset:
-    """A copy of the descriptive groups with every value that highdicom would refuse made empty."""
+    """A copy of the descriptive groups without what would break a report: every value that is not of its VR.
+
+    What identifies patient and study stays as it is, since the archive files by it.
+    """
     header = Dataset()
     for element in source:
-        if element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN"):
-            header[element.tag] = element
+        described = element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN")
+        if described and (element.keyword in _AS_WRITTEN or element.keyword in _REPAIRED or _is_valid(element)):
+            header[element.tag] = copy(element)
     for name in _NEEDED:
         if name not in header:
             setattr(header, name, "")
-    for element in header:
-        if element.VR in ("DA", "TM") and element.VM <= 1 and not _valid_time(element.VR, str(element.value or "")):
-            header[element.tag].value = ""
+    if header["PatientName"].VM > 1:
+        header.PatientName = header.PatientName[0]
     sex = str(header.get("PatientSex") or "").strip().upper()
     header.PatientSex = sex if sex in ("M", "F", "O") else ""
     if header.get("PatientIdentityRemoved") == "YES" and not header.get("DeidentificationMethodCodeSequence"):
         header.DeidentificationMethod = header.get("DeidentificationMethod") or "not stated by the source"
+    _repair(header)
     return header
+
+
+def _repair(header: Dataset) -> None:
+    """Codes of the procedure that a report may carry, and other Patient IDs with the type that they need."""
+    items = header.pop("ProcedureCodeSequence", None)
+    if items and (kept := [code for item in items.value if (code := _code_of(item)) is not None]):
+        header.ProcedureCodeSequence = kept
+    if items := header.pop("OtherPatientIDsSequence", None):
+        header.OtherPatientIDsSequence = deepcopy(items.value)
+        for item in header.OtherPatientIDsSequence:
+            item.TypeOfPatientID = item.get("TypeOfPatientID") or "TEXT"
+
+
+def _code_of(item: Dataset) -> Dataset | None:
+    """The code with a meaning of at most 64 characters; None where a value of it is missing or not of its VR."""
+    code = deepcopy(item)
+    if not isinstance(item.get("CodeMeaning"), str) or not item.CodeMeaning:
+        return None
+    code.CodeMeaning = item.CodeMeaning[:64]
+    named = code.get("CodeValue") and code.get("CodingSchemeDesignator")
+    told = named or code.get("LongCodeValue") or code.get("URNCodeValue")
+    return code if told and all(map(_is_valid, code)) else None
+
+
+def _is_valid(element: DataElement) -> bool:
+    """Is every value, within sequences too, one of its VR and there as often as may be (PS3.5 6.2)?"""
+    if element.VR == "SQ":
+        return all(_is_valid(inner) for item in element.value for inner in item)
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    if len(values) > 1 and dictionary_has_tag(element.tag) and dictionary_VM(element.tag) == "1":
+        return False
+    return all(_fits(element.VR, value) for value in values)
+
+
+def _fits(vr: str, value: Any) -> bool:
+    told = "" if value is None else str(value)
+    if vr in ("DA", "TM"):
+        return _valid_time(vr, told)
+    if vr == "UI" or (vr in ("LO", "SH") and _CONTROL.search(told)):
+        return vr == "UI"  # its own rules are the gate's
+    try:
+        validate_value(vr, told if vr in ("DS", "IS", "PN") else value, config.RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _valid_time(vr: str, value: str) -> bool:
@@ -59,13 +117,22 @@ def _valid_time(vr: str, value: str) -> bool:
         (DA if vr == "DA" else TM)(value)
     except (ValueError, OverflowError):
         return False
-    return True
+    return "." not in value or vr == "TM"  # dates with points are those of the standard before DICOM
+
+
+def zone_of(header: Dataset) -> tzinfo | None:
+    """The zone in which an object tells its dates and times (PS3.3 C.12.1.1.8); None where it does not say."""
+    said = re.fullmatch(r"([+-])(\d\d)(\d\d)", str(header.get("TimezoneOffsetFromUTC") or ""))
+    if said is None:
+        return None
+    ahead = timedelta(hours=int(said[2]), minutes=int(said[3]))
+    return timezone(-ahead if said[1] == "-" else ahead) if ahead < timedelta(hours=24) else None
 
 
 def character_set(source: Dataset) -> str:
     """The source's own single character set, else UTF-8, into which pydicom encodes any text it could read."""
     value = source.get("SpecificCharacterSet")
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or value.startswith("ISO 2022"):  # code extensions want several values
         return "ISO_IR 192"
     try:
         SpecificCharacterSetValues(value)
@@ -126,18 +193,36 @@ class Comparison:
 
 #: Terms that a header may use for a station or a part of it, beside the station's own (PS3.16 Annex L and older use).
 _WITHIN: dict[str, frozenset[str]] = {
-    "head": frozenset({"HEAD", "BRAIN", "SKULL", "ORBIT", "FACE", "IAC", "SINUS", "PSINUS", "JAW", "HEADNECK", "TMJ"}),
-    "neck": frozenset({"NECK", "CSPINE", "THYROID", "LARYNX", "HEADNECK", "NECKCHEST", "SPINE"}),
-    "shoulder": frozenset({"SHOULDER", "SCAPULA", "CLAVICLE"}),
-    "chest": frozenset({"CHEST", "THORAX", "LUNG", "HEART", "BREAST", "TSPINE", "RIB", "STERNUM", "SPINE"}),
-    "abdomen": frozenset({"ABDOMEN", "LIVER", "KIDNEY", "PANCREAS", "LSPINE", "SPLEEN", "SPINE"}),
-    "pelvis": frozenset({"PELVIS", "HIP", "PROSTATE", "SSPINE", "SIJOINT", "BLADDER", "UTERUS", "SACRUM"}),
-    "upper_limb": frozenset({"UPPERLIMB", "ARM", "UPPERARM", "ELBOW", "FOREARM", "EXTREMITY", "HUMERUS"}),
-    "hand": frozenset({"HAND", "WRIST", "FINGER", "THUMB", "EXTREMITY"}),
-    "thigh": frozenset({"THIGH", "FEMUR", "LOWERLIMB", "EXTREMITY", "LEG", "UPPERLEG"}),
-    "knee": frozenset({"KNEE", "PATELLA", "LOWERLIMB", "EXTREMITY"}),
-    "lower_leg": frozenset({"LOWERLEG", "LEG", "CALF", "TIBIA", "LOWERLIMB", "EXTREMITY"}),
-    "foot": frozenset({"FOOT", "ANKLE", "TOE", "HEEL", "EXTREMITY", "LOWERLIMB"}),
+    station: frozenset(terms.split())
+    for station, terms in {
+        "head": (
+            "HEAD BRAIN SKULL ORBIT FACE IAC SINUS PSINUS JAW HEADNECK TMJ CEREBELLUM CIRCLEOFWILLIS PITUITARY "
+            "SELLA MAXILLA MANDIBLE EYE EAR NOSE MOUTH TONGUE CHEEK SCALP ZYGOMA PAROTID"
+        ),
+        "neck": (
+            "NECK CSPINE THYROID LARYNX HEADNECK NECKCHEST SPINE CTSPINE CAROTID PHARYNX PAROTID SUBMANDIBULAR "
+            "TRACHEA ESOPHAGUS"
+        ),
+        "shoulder": "SHOULDER SCAPULA CLAVICLE AXILLA ACJOINT HUMERUS",
+        "chest": (
+            "CHEST THORAX LUNG HEART BREAST TSPINE RIB STERNUM SPINE CTSPINE TLSPINE MEDIASTINUM AORTA BRONCHUS "
+            "CORONARYARTERY ESOPHAGUS TRACHEA THYMUS AXILLA CLAVICLE SCAPULA"
+        ),
+        "abdomen": (
+            "ABDOMEN LIVER KIDNEY PANCREAS LSPINE SPLEEN SPINE TLSPINE LSSPINE ADRENAL AORTA BILEDUCT GALLBLADDER "
+            "STOMACH DUODENUM JEJUNUM ILEUM COLON URETER"
+        ),
+        "pelvis": (
+            "PELVIS HIP PROSTATE SSPINE SIJOINT BLADDER UTERUS SACRUM LSSPINE AORTA ILEUM COLON RECTUM ANUS "
+            "URETER URETHRA OVARY CERVIX VAGINA VULVA PENIS SCROTUM TESTIS COCCYX ILIUM BUTTOCK GROIN"
+        ),
+        "upper_limb": "UPPERLIMB ARM UPPERARM ELBOW FOREARM EXTREMITY HUMERUS",
+        "hand": "HAND WRIST FINGER THUMB EXTREMITY",
+        "thigh": "THIGH FEMUR LOWERLIMB EXTREMITY LEG UPPERLEG",
+        "knee": "KNEE PATELLA LOWERLIMB EXTREMITY",
+        "lower_leg": "LOWERLEG LEG CALF TIBIA FIBULA LOWERLIMB EXTREMITY",
+        "foot": "FOOT ANKLE TOE HEEL CALCANEUS EXTREMITY LOWERLIMB",
+    }.items()
 }
 
 
@@ -155,17 +240,17 @@ def _of_body_part(source: Dataset, stations: tuple[str, ...], words: Vocabulary)
     """Body Part Examined of a header against the stations that the pixels show.
 
     A term agrees when it names one of the stations seen, a part of one, or a combination that shares one with them.
+    One that names no body part (`UNKNOWN`, a hospital's own abbreviation) contradicts nothing.
     """
-    claimed = "".join(str(source.get("BodyPartExamined") or "").upper().split()).replace("_", "")
+    written = source.get("BodyPartExamined") or ""
+    text = ("\\".join(written) if isinstance(written, MultiValue) else str(written)).upper()
+    claimed = "".join(text.split()).replace("_", "")
     region = words.region(stations) if stations else None
     implied = region.body_part_examined if region else "\\".join(words[s].body_part_examined for s in stations)
     if not stations:
         return Verdict(claimed, implied, Agreement.UNSURE)
-    if not claimed:
-        return Verdict(claimed, implied, Agreement.ABSENT)
-    combined = _combination(claimed, words)
-    agrees = bool(combined & set(stations)) or any(claimed in _WITHIN[s] for s in stations)
-    return Verdict(claimed, implied, Agreement.AGREE if agrees else Agreement.DIFFER)
+    named = _of_text(claimed, words) or _of_text(text, words)
+    return Verdict(claimed, implied, _agreement(named, stations) if named else Agreement.ABSENT)
 
 
 def _of_others(source: Dataset, stations: tuple[str, ...], words: Vocabulary) -> tuple[Verdict, ...]:

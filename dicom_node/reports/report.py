@@ -73,7 +73,8 @@ class Context:
     Attributes:
         header: the data set of the series' first image.
         content: hash of the series' content (`uids.content_of`).
-        finished: when the report's content was made; part of the input, so that a rebuild is byte-identical.
+        finished: when the report's content was made, in the zone of the header; part of the input, so that a rebuild is
+            byte-identical.
         revision: 1 for the first report on a series, then counting up.
         upheld: what people have verified about some of the images, and the labels therefore say (`word.upheld`).
     """
@@ -116,13 +117,13 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
         is_final=False,
         is_verified=False,
         previous_versions=_previous(context, header),
-        contributing_equipment=[_equipment(answer.bundle, context.finished)],
+        contributing_equipment=[_equipment(answer.bundle, context.finished.replace(tzinfo=None))],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         specific_character_set=_character_set(context),
         content_qualification="RESEARCH",
     )
     report.ContentSequence = content.ContentSequence
-    _settle(report, context)
+    _settle(report, context, header)
     return report
 
 
@@ -204,7 +205,7 @@ def _device_uid(bundle: BundleInfo) -> str:
     return derived("device", bundle.fingerprint)
 
 
-def _settle(report: Dataset, context: Context) -> None:
+def _settle(report: Dataset, context: Context, header: Dataset) -> None:
     """Replace the clock's traces by the content's own time, and carry over what highdicom leaves behind."""
     stamp = context.finished.strftime("%Y%m%d%H%M%S.%f")
     for item in report.ContributingEquipmentSequence:
@@ -212,8 +213,8 @@ def _settle(report: Dataset, context: Context) -> None:
             item.ContributionDateTime = stamp
     report.InstanceCreationDate, report.InstanceCreationTime = report.ContentDate, report.ContentTime
     for keyword in ("TimezoneOffsetFromUTC", "IssuerOfPatientID", "OtherPatientIDsSequence"):
-        if context.header.get(keyword):
-            setattr(report, keyword, context.header[keyword].value)
+        if header.get(keyword):
+            setattr(report, keyword, header[keyword].value)
 
 
 # -- content tree --------------------------------------------------------------------------------------------------
@@ -258,8 +259,8 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
 
 def _procedure(answer: SeriesLabels, header: Dataset) -> CodedConcept:
     for item in header.get("ProcedureCodeSequence") or []:
-        if item.get("CodeValue") and item.get("CodingSchemeDesignator") and item.get("CodeMeaning"):
-            return CodedConcept(item.CodeValue, item.CodingSchemeDesignator, str(item.CodeMeaning)[:64])
+        if item.get("CodeValue") and item.get("CodingSchemeDesignator"):
+            return CodedConcept(item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning)
     return _PROCEDURE[answer.modality]
 
 

@@ -53,7 +53,7 @@ def sheet_of(report: Dataset, answer: SeriesLabels, pictures: Mapping[str, Float
         _series(context.header),
         comparison_of(answer, context).verdict,
         str(report.SOPInstanceUID),
-        f"{context.finished:%Y-%m-%d %H:%M} UTC",
+        f"{context.finished:%Y-%m-%d %H:%M %Z}".strip(),
         upheld_by(answer, context.upheld),
     )
     return _described(report, drawn(answer, pictures, caption, vocabulary()), f"{caption.series} (not verified)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from csv import DictReader
+from datetime import datetime, timedelta, timezone
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
     (report,) = archive.reports()
     assert report.StudyInstanceUID == uid
     assert report == dcmread(bench.ledger.issued.of_study(uid)[0].path)
+
+
+@pytest.mark.parametrize(("offset", "hours"), [("+0900", 9), ("-0500", -5), ("", 0)])
+def test_a_report_tells_its_time_in_the_zone_that_it_names(bench: Bench, offset: str, hours: int) -> None:
+    images = changed(a_series("leg", 3, name=f"zone {offset}"), lambda i: setattr(i, "TimezoneOffsetFromUTC", offset))
+    uid = bench.take(images)
+    assert bench.label(uid) == State.REPORTED
+    report = dcmread(bench.ledger.issued.of_study(uid)[0].path)
+    received = max(instance.received_at for instance in bench.ledger.instances(uid))
+    expected = datetime.fromtimestamp(received, timezone(timedelta(hours=hours)))
+    assert report.ContentDate + report.ContentTime[:6] == f"{expected:%Y%m%d%H%M%S}"
 
 
 def test_a_second_run_finds_nothing_to_do(bench: Bench) -> None:
@@ -206,6 +218,17 @@ def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
     assert bench.label(uid) == State.QUARANTINED
     assert "different patients" in told(overview(bench.ledger))
     assert bench.ledger.issued.of_study(uid) == []
+
+
+@pytest.mark.parametrize(
+    ("issuers", "state"),
+    [(("", "HOSPITAL"), State.REPORTED), (("HOSPITAL", ""), State.REPORTED), (("A", "B"), State.QUARANTINED)],
+)
+def test_an_issuer_that_is_left_out_is_no_second_patient(bench: Bench, issuers: tuple[str, str], state: State) -> None:
+    images = a_series("leg", 4, name=f"issuers {issuers}")
+    for image, issuer in zip(images, issuers * 2, strict=True):
+        image.IssuerOfPatientID = issuer
+    assert bench.label(bench.take(images)) == state
 
 
 def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:

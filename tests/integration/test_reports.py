@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
+from pydicom import config, dcmread
 from pydicom.dataset import Dataset
 
 from dicom_node.reports.amend import Amendment, Change, amended
@@ -42,6 +42,15 @@ def name(charset: object, value: str) -> Callable[[Dataset], None]:
     return change
 
 
+def odd(image: Dataset) -> None:
+    """What hospitals write and validators refuse."""
+    code = Dataset()
+    with config.disable_value_validation():
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "MRT_KOPF_NATIV_KM", "99OWN", "M" * 80
+        image.ProcedureCodeSequence = [code]
+        image.StudyDescription, image.PatientAge, image.StudyDate = "x" * 80, "45", "2026.01.02"
+
+
 def without(*keywords: str) -> Callable[[Dataset], None]:
     def change(image: Dataset) -> None:
         for keyword in keywords:
@@ -55,6 +64,8 @@ KINDS: dict[str, Callable[[Dataset], None]] = {
     "Japanese": name(["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
     "Latin-1": name("ISO_IR 100", "Müller^Jürgen"),
     "Cyrillic": name("ISO_IR 144", "Иванов^Иван"),
+    "one code extension": name("ISO 2022 IR 100", "Müller^Jürgen"),
+    "odd": odd,
     "UTF-8": name("ISO_IR 192", "Wang^XiaoDong=王^小東"),
     "no Type 2": without("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime"),
     "no names": without("PatientName", "PatientID"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given, settings
@@ -86,6 +87,19 @@ def test_the_same_correction_is_the_same_object_and_the_report_stays_as_it_is() 
     before = encode(REPORT)
     assert encode(corrected(Change("liver", False))) == encode(corrected(Change("liver", False)))
     assert encode(REPORT) == before
+
+
+@pytest.mark.parametrize(("offset", "told"), [("", "20260103150506"), ("+0900", "20260104000506")])
+def test_it_tells_its_time_in_the_zone_of_the_report(offset: str, told: str) -> None:
+    """A correction made in New York is later than the report, and looks so."""
+    report, when = deepcopy(REPORT), datetime(2026, 1, 3, 10, 5, 6, tzinfo=timezone(timedelta(hours=-5)))
+    report.TimezoneOffsetFromUTC = offset
+    said = read_report(report, WORDS)
+    assert said is not None
+    sources = [item.source for item in ANSWER.slices]
+    made = amended(report, said, sources, IMAGES[0], Amendment([Change("liver", False)], WHO, when), WORDS)
+    assert made.ContentDate + made.ContentTime == f"{told}.000000"
+    assert made.VerifyingObserverSequence[0].VerificationDateTime == when
 
 
 def test_the_target_region_follows() -> None:

@@ -1,9 +1,15 @@
 """Headers as PACS has them become headers that a report can stand on; claims are compared with pixels."""
 
-import pytest
-from pydicom.dataset import Dataset
+from datetime import timedelta
 
-from dicom_node.reports.header import Agreement, character_set, compare, safe_header
+import pytest
+from pydicom import config
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from dicom_node.reports.header import Agreement, character_set, compare, safe_header, zone_of
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series
 
@@ -19,7 +25,16 @@ from tests.factories import a_series
         ("ABDOMENPELVIS", ("abdomen",), Agreement.AGREE),
         ("LSPINE", ("abdomen", "pelvis"), Agreement.AGREE),
         ("EXTREMITY", ("lower_leg", "foot"), Agreement.AGREE),
+        ("CAROTID", ("neck", "head"), Agreement.AGREE),
+        ("AORTA", ("chest", "abdomen", "pelvis"), Agreement.AGREE),
+        ("CIRCLEOFWILLIS", ("head",), Agreement.AGREE),
+        ("LSSPINE", ("pelvis",), Agreement.AGREE),
+        ("CHEST/ABD", ("abdomen",), Agreement.AGREE),
+        ("Head and Neck", ("neck",), Agreement.AGREE),
+        (["CHEST", "ABDOMEN"], ("abdomen",), Agreement.AGREE),
+        ("UNKNOWN", ("knee",), Agreement.ABSENT),
         ("HEAD", ("chest", "abdomen"), Agreement.DIFFER),
+        ("CAROTID", ("pelvis",), Agreement.DIFFER),
         ("KNEE", ("hand",), Agreement.DIFFER),
         ("", ("knee",), Agreement.ABSENT),
         ("KNEE", (), Agreement.UNSURE),
@@ -44,6 +59,8 @@ def test_what_the_pixels_imply_is_one_term_where_the_standard_has_one():
         ("ISO_IR 192", "ISO_IR 192"),
         (["", "ISO 2022 IR 87"], "ISO_IR 192"),
         (["ISO 2022 IR 6", "ISO 2022 IR 100"], "ISO_IR 192"),
+        ("ISO 2022 IR 100", "ISO_IR 192"),
+        ("ISO 2022 IR 87", "ISO_IR 192"),
         ("iso8859-1", "ISO_IR 192"),
         (None, "ISO_IR 192"),
     ],
@@ -64,15 +81,73 @@ def test_a_single_known_character_set_stays_and_all_else_becomes_utf_8(value, wa
         ("StudyTime", "10:15:00", ""),
         ("StudyDate", "20260231", ""),
         ("StudyDate", "20260228", "20260228"),
+        ("StudyDate", "1996.02.28", ""),
+        ("StudyDate", ["20260228", "20260301"], ""),
+        ("ReferringPhysicianName", ["House^G", "Wilson^J"], ""),
+        ("PatientName", ["Doe^J", "Roe^J"], "Doe^J"),
+        ("AccessionNumber", "A" * 20, "A" * 20),
     ],
 )
 def test_values_that_break_their_vr_become_empty(keyword, bad, kept):
     image = a_series("leg", 1)[0]
-    from pydicom import config
-
     with config.disable_value_validation():
         setattr(image, keyword, bad)
         assert str(safe_header(image)[keyword].value) == kept
+
+
+@pytest.mark.parametrize(
+    ("keyword", "bad"),
+    [
+        ("StudyDescription", "x" * 65),
+        ("StudyDescription", "CT\tHEAD"),
+        ("PatientWeight", "80,5"),
+        ("PatientSize", "NaN"),
+        ("PatientAge", "45"),
+        ("SeriesNumber", "abc"),
+        ("SeriesNumber", ["1", "2"]),
+    ],
+)
+def test_what_a_report_can_do_without_is_left_out_where_it_breaks_its_vr(keyword, bad):
+    image = a_series("leg", 1)[0]
+    image[keyword] = DataElement(Tag(keyword), dictionary_VR(keyword), bad, already_converted=True)
+    assert keyword not in safe_header(image)
+    assert image[keyword].value == bad
+
+
+@pytest.mark.parametrize(
+    ("value", "meaning", "kept"),
+    [
+        ("MRT_KOPF_NATIV_KM", "MRT Kopf", None),
+        ("", "", None),
+        ("KOPF", "M" * 80, "M" * 64),
+        ("KOPF", ["MRT", "Kopf"], None),
+    ],
+)
+def test_a_hospitals_own_procedure_code_does_not_cost_the_report(value, meaning, kept):
+    image, code = a_series("leg", 1)[0], Dataset()
+    with config.disable_value_validation():
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "99OWN", meaning
+    image.ProcedureCodeSequence = [code]
+    codes = safe_header(image).get("ProcedureCodeSequence") or [Dataset()]
+    assert codes[0].get("CodeMeaning") == kept
+
+
+def test_other_patient_ids_get_the_type_that_the_standard_asks_for():
+    image, other = a_series("leg", 1)[0], Dataset()
+    other.PatientID = "OTHER"
+    image.OtherPatientIDsSequence = [other]
+    (made,) = safe_header(image).OtherPatientIDsSequence
+    assert (made.PatientID, made.TypeOfPatientID, "TypeOfPatientID" in other) == ("OTHER", "TEXT", False)
+
+
+@pytest.mark.parametrize(
+    ("offset", "hours"), [("+0900", 9), ("-0530", -5.5), ("+0000", 0), ("", None), ("+09:00", None), ("+9900", None)]
+)
+def test_the_zone_is_the_header_s_own(offset: str, hours: float | None):
+    header = Dataset()
+    header.TimezoneOffsetFromUTC = offset
+    zone = zone_of(header)
+    assert (zone and zone.utcoffset(None)) == (None if hours is None else timedelta(hours=hours))
 
 
 def test_pixels_do_not_travel():

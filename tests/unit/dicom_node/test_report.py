@@ -6,8 +6,12 @@ from datetime import datetime
 import pytest
 from pydicom.dataset import Dataset
 
-from dicom_node.reports.groups import slab_ranges
+from dicom_node.reports.groups import Numbers, slab_ranges, slabs
 from dicom_node.reports.report import Context, Predecessor, build, encode
+from labeler.result import SliceLabels
+from labeler.slices import Source
+from labeler.sr import image_keys, read_report
+from labeler.vocabulary import vocabulary
 from tests.factories import a_series, an_answer
 
 FINISHED = datetime(2026, 1, 2, 3, 4, 5)
@@ -52,6 +56,16 @@ def test_labels_come_back_image_by_image():
         for i, image in enumerate(images[:9])
     }
     assert found == expected
+
+
+def test_a_workstation_may_list_another_series_before_ours():
+    report, words = a_report(), vocabulary()
+    before, other, study = read_report(report, words), Dataset(), report.CurrentRequestedProcedureEvidenceSequence[0]
+    other.SeriesInstanceUID, other.ReferencedSOPSequence = "1.2.3", [Dataset()]
+    item = other.ReferencedSOPSequence[0]
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.11.1", "1.2.3.4"
+    study.ReferencedSeriesSequence = [other, *study.ReferencedSeriesSequence]
+    assert read_report(report, words) == before
 
 
 def test_evidence_lists_every_image_even_those_that_show_nothing():
@@ -126,10 +140,50 @@ def test_the_header_s_disagreement_is_said():
     assert "Header Body Part Examined: FOOT; pixels: CHESTABDOMEN -> DIFFER" in text
 
 
+def test_frames_that_one_value_cannot_name_take_several_references():
+    """Some functional MR: above 64 KiB the frame numbers would be written as bytes without a meaning."""
+    slices = [SliceLabels(Source(0, "1.2.3", "1.2.4", frame), "axial", (), ("head",)) for frame in range(1, 14001)]
+    (group,) = slabs(slices, vocabulary(), ("series", "bundle"))
+    references = [item.ReferencedSOPSequence[0] for item in group[0].ContentSequence if item.ValueType == "IMAGE"]
+    assert [key for reference in references for key in image_keys(reference)] == [
+        ("1.2.3", frame) for frame in range(1, 14001)
+    ]
+    assert all(len("\\".join(map(str, item.ReferencedFrameNumber))) < 1 << 16 for item in references)
+
+
 def test_slabs_cover_all_slices_once():
     answer = an_answer(a_series("torso", 10, name="report"), shown)
     ranges = list(slab_ranges(answer.slices))
     assert ranges == [(0, 3), (4, 8), (9, 9)]
+
+
+def test_images_are_named_by_numbers_that_no_other_image_has():
+    """Two phases of five places: places one and two are images 1, 6, 2 and 7, not `1-7`, which a person would amend."""
+    images = a_series("torso", 10, name="phases")
+    answer = an_answer(images, lambda i: ("chest",) if i < 4 else ("abdomen",))
+    numbers = [phase * 5 + place + 1 for place in range(5) for phase in range(2)]
+    slices = tuple(
+        replace(item, source=replace(item.source, number=number))
+        for item, number in zip(answer.slices, numbers, strict=True)
+    )
+    text = text_of(build(replace(answer, slices=slices), Context(images[0], "content", FINISHED)))
+    assert "Chest: images 1-2, 6-7 (4 of 10)" in text
+    assert "Images 3-5, 8-10: Abdomen; 0 organs" in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "positions", "stretches"),
+    [
+        ((4, 5, 6, 7), (1, 2), [(5, 6)]),
+        ((7, 6, 5, 4), (0, 1, 3), [(7, 6), (4, 4)]),
+        ((10, 11, 12, 1, 2), range(5), [(1, 12)]),
+        ((1, 3, 9), (0, 1), [(1, 3)]),
+        ((0,), (0,), [(0, 0)]),
+        ((1, 2, 1, 2), (0, 1), [(1, 2)]),
+    ],
+)
+def test_stretches_run_as_the_series_does(shown, positions, stretches):
+    assert Numbers(shown).stretches(positions) == stretches
 
 
 def test_a_series_in_which_nothing_is_sure_still_has_a_report():

@@ -10,8 +10,11 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
+from labeler.aggregate import Smoothing
 from labeler.dicom import instance_number, read_dicom
+from labeler.order import BodyOrder
 from labeler.slices import Skip, Source
+from labeler.vocabulary import vocabulary
 from tests.factories import a_series, changed, saved
 
 
@@ -40,7 +43,10 @@ def set_to(keyword: str, value: object):
         (set_to("ImageType", ["DERIVED", "SECONDARY", "MIP"]), Skip.DERIVED),
         (set_to("PixelData", b"\0\0" * 96 * 96), Skip.EMPTY),
         (set_to("PixelData", b"\1\0" * 100), Skip.UNDECODABLE),
+        (set_to("ImageType", ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]), Skip.MOSAIC),
+        (set_to("RescaleType", "Z_EFF"), Skip.NO_HU),
         (set_to("SamplesPerPixel", 3), Skip.COLOUR),
+        (set_to("PhotometricInterpretation", "PALETTE COLOR"), Skip.COLOUR),
         (set_to("Rows", 8), Skip.TOO_SMALL),
         (delete("Rows"), Skip.TOO_SMALL),
     ],
@@ -74,6 +80,63 @@ def test_a_missing_position_falls_back_to_the_instance_number(tmp_path: Path):
     images = changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient"))
     series = read(images, tmp_path)
     assert [plane.source.number for plane in series.planes] == [1, 2, 3, 4]
+
+
+def test_images_without_a_position_are_not_taken_for_one_place(tmp_path: Path):
+    """As neighbours without a distance, all would be told the mean of the whole series."""
+    series = read(changed(a_series("leg", 4, name="nopos"), delete("ImagePositionPatient")), tmp_path)
+    words = vocabulary()
+    logits = np.random.default_rng(1).normal(size=(4, len(words.labels))).astype(np.float32)
+    positions = [plane.position for plane in series.planes]
+    assert Smoothing(6.0, BodyOrder()).of(logits, positions, "axial", words) is logits
+
+
+@pytest.mark.parametrize(
+    ("image_type", "component", "labelled"),
+    [
+        (["ORIGINAL", "PRIMARY", "P", "ND"], None, False),
+        (["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"], None, False),
+        (["ORIGINAL", "PRIMARY", "OTHER", "NONE"], "PHASE", False),
+        (["ORIGINAL", "PRIMARY", "M", "ND"], "MAGNITUDE", True),
+        (["ORIGINAL", "PRIMARY", "M_FFE", "M", "FFE"], None, True),
+    ],
+)
+def test_phase_shows_no_anatomy(tmp_path: Path, image_type: list[str], component: str | None, labelled: bool):
+    images = changed(a_series("head", 3, name="phase"), set_to("ImageType", image_type))
+    if component:
+        changed(images, set_to("ComplexImageComponent", component))
+    series = read(images, tmp_path)
+    assert len(series.planes) == (3 if labelled else 0)
+    assert {item.reason for item in series.skipped} == (set() if labelled else {Skip.PHASE})
+
+
+def test_a_slope_of_nothing_is_none(tmp_path: Path):
+    images = changed(a_series("head", 3, name="slope"), set_to("RescaleSlope", "0"))
+    assert len(read(images, tmp_path).planes) == 3
+
+
+def test_what_a_map_does_not_know_is_its_lowest_value(tmp_path: Path):
+    """One NaN would make the percentiles of the whole stack unknown, and every picture black."""
+    images = a_series("head", 3, name="map")
+    for image in images:
+        values = image.pixel_array.astype("<f4")
+        values[:30] = np.nan
+        del image.PixelData
+        image.FloatPixelData, image.BitsAllocated = values.tobytes(), 32
+    series = read(images, tmp_path)
+    assert len(series.planes) == 3
+    assert all(np.isfinite(plane.pixels).all() for plane in series.planes)
+
+
+def test_padding_does_not_set_the_scale_of_an_mr(tmp_path: Path):
+    """Far below the anatomy, it would leave that the lightest greys alone."""
+    images = a_series("head", 3, name="padded")
+    for image in images:
+        values = image.pixel_array.astype("<i2")
+        values[:30] = -32768
+        image.PixelData, image.PixelRepresentation = values.tobytes(), 1
+        image.add_new("PixelPaddingValue", "SS", -32768)
+    assert min(plane.pixels.min() for plane in read(images, tmp_path).planes) > -1000
 
 
 def test_hounsfield_units_come_out_of_the_rescale(tmp_path: Path):

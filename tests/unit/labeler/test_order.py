@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from labeler.aggregate import Smoothing
-from labeler.order import CHAIN, BodyOrder, ordered
+from labeler.order import CHAIN, BodyOrder, ordered, places_of
 from labeler.vocabulary import vocabulary
 
 ORDER = BodyOrder()
@@ -59,6 +59,20 @@ def test_many_thin_slices_say_no_more_than_few_thick_ones():
         assert "knee" not in shown(settled)
 
 
+@pytest.mark.parametrize("images", [2, 3, 10])
+def test_phases_and_echoes_of_one_place_change_nothing(images: int):
+    """Dual echo, dynamic or diffusion: as many images of every place as you like."""
+    once = stack(("pelvis", 6), ("knee", 1), ("abdomen", 8), ("chest", 6), sure=3.0)
+    positions = np.arange(len(once)) * 5.0
+    again = ordered(np.repeat(once, images, axis=0), np.repeat(positions, images), ORDER)
+    assert np.allclose(again, np.repeat(ordered(once, positions, ORDER), images, axis=0))
+
+
+def test_images_of_one_place_alone_are_not_brought_into_order():
+    logits = np.ones((5, len(WORDS.labels)), np.float32)
+    assert Smoothing(0.0, ORDER).of(logits, [7.0] * 5, "axial", WORDS) is logits
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(3, 30).flatmap(
@@ -70,6 +84,7 @@ def test_many_thin_slices_say_no_more_than_few_thick_ones():
 )
 def test_whatever_comes_the_answer_is_finite_and_never_certain(drawn):
     logits, gaps = drawn
+    assume(places_of(np.cumsum(gaps))[-1] >= 2)
     settled = ordered(logits, np.cumsum(gaps), ORDER)
     assert settled.shape == logits.shape
     assert np.isfinite(settled).all()
