@@ -69,8 +69,9 @@ def safe_header(source: Dataset) -> Dataset:
 
 def _repair(header: Dataset) -> None:
     """Codes of the procedure that a report may carry, and other Patient IDs with the type that they need."""
-    items = header.pop("ProcedureCodeSequence", None)
-    if items and (kept := [code for item in items.value if (code := _code_of(item)) is not None]):
+    codes: list[Dataset] = list(header.get("ProcedureCodeSequence") or [])
+    header.pop("ProcedureCodeSequence", None)
+    if kept := [code for item in codes if (code := _code_of(item)) is not None]:
         header.ProcedureCodeSequence = kept
     if items := header.pop("OtherPatientIDsSequence", None):
         header.OtherPatientIDsSequence = deepcopy(items.value)
