@@ -51,6 +51,16 @@ def test_smoothing_goes_by_millimetres_not_by_slices():
     assert near[1, 0] > 0 > far[1, 0]
 
 
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=30), st.integers(0, 1000))
+def test_phases_of_one_place_are_weighed_as_if_they_stood_side_by_side(places, seed):
+    positions = sorted(5.0 * place for place in places)
+    logits = np.random.default_rng(seed).normal(0, 4, (len(places), 2)).astype(np.float32)
+    distances = np.subtract.outer(positions, positions)
+    weights = np.exp(-0.5 * (distances / 4.0) ** 2)
+    each = (weights / weights.sum(axis=1, keepdims=True)) @ logits
+    np.testing.assert_allclose(smooth(logits, positions, 4.0), each, rtol=1e-5, atol=1e-5)
+
+
 @given(st.lists(st.booleans(), max_size=40))
 def test_runs_name_exactly_the_true_positions(mask):
     found = runs(np.array(mask, bool))
