@@ -278,6 +278,28 @@ def deliveries_retry(
     console.print(f"{counted(due, 'delivery is', 'deliveries are')} due now")
 
 
+@deliveries_app.command("redirect")
+@explained
+def deliveries_redirect(
+    origin: Annotated[str, typer.Option("--from", help="The peer to which it is owed, in the settings still or not.")],
+    to: Annotated[str, typer.Option(help="The peer that gets it instead.")],
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all.")] = None,
+    dismissed: Annotated[bool, typer.Option("--dismissed", help="What a person has dismissed, too.")] = False,
+    by: _By = None,
+) -> None:
+    """Owe what waits for one peer, or failed there, to another: the archive was replaced, or has another name now."""
+    from dicom_node.desk.orders import a_redirection, what_stays
+    from dicom_node.errors import Quarantine
+
+    wanted = settings()
+    word, ledger = a_redirection(wanted, origin, to, by), kept_ledger(wanted)
+    done = ledger.deliveries.redirect(word, report, dismissed)
+    stays = what_stays(ledger, origin) if report is None else f"see `dicom-node deliveries --to {origin}`"
+    if not done:
+        raise Quarantine(f"no such delivery to {origin} failed or waits; {stays}")
+    console.print(f"{counted(done, 'delivery', 'deliveries')} redirected to {to}; {stays}", soft_wrap=True)
+
+
 @deliveries_app.command("dismiss")
 @explained
 def deliveries_dismiss(
