@@ -158,6 +158,7 @@ class Instance:
         patient_key: hash of Patient ID and its issuer; tells two patients apart without naming them.
         conflict: another object with this UID but other bytes came first; kept, not labelled.
         absent: why the file is no longer at its path.
+        accession_key: hash of Accession Number, to find its study by; empty where it has none.
     """
 
     sop_instance_uid: str
@@ -175,6 +176,7 @@ class Instance:
     calling_ae: str
     conflict: bool = False
     absent: Absent = Absent.HERE
+    accession_key: str = ""
 
 
 @dataclass(frozen=True)

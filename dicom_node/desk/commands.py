@@ -84,12 +84,17 @@ def studies(
         str | None, typer.Option(help="Only this Patient ID's; the node keeps no more than a hash, and compares that.")
     ] = None,
     issuer: Annotated[str, typer.Option(help="Issuer of Patient ID, where the images carry one.")] = "",
+    accession: Annotated[
+        str | None, typer.Option(help="Only this Accession Number's, by a hash too; versions before kept none.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
 ) -> None:
-    """List studies, the latest first. By Study Instance UID: nobody's name or Patient ID is kept here."""
+    """List studies, the latest first. By Study Instance UID: no name, Patient ID or Accession Number is kept here."""
     from dicom_node.desk.studies import shown, sought
 
-    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer), limit)))
+    if accession is not None and not accession.strip():
+        raise typer.BadParameter("an empty one is no number", param_hint="--accession")
+    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer, accession), limit)))
 
 
 @app.command()
