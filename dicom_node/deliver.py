@@ -136,7 +136,7 @@ class Deliverer:
         return Delivery.AWAITED
 
     def _send(self, due: DueDelivery) -> Stored:
-        peer = self.settings.peer(due.destination)
+        peer = self._receiver(due)
         _check_wanted(due, peer)
         if not due.path.exists():
             raise self._lost(due)
@@ -147,6 +147,13 @@ class Deliverer:
         if due.kind == Kind.REJECTION:
             self._check_rejection(due, peer)
         return store(due.path, peer, self.caller, _sendable)
+
+    def _receiver(self, due: DueDelivery) -> Peer:
+        try:
+            return self.settings.peer(due.destination)
+        except ConfigurationError as reason:
+            other = f"`dicom-node deliveries redirect --from {due.destination} --to PEER`"
+            raise ConfigurationError(f"{reason} Where another has taken its place: {other}") from reason
 
     def _lost(self, due: DueDelivery) -> NotYet | NotTaken | Quarantine:
         """What follows when the file is gone: a report is made again where all its images are here; a note is not."""
@@ -172,15 +179,15 @@ class Deliverer:
 
     def _superseding(self, rejected: str, destination: str) -> str:
         """The report that supersedes another there, past those that never go there: people's own, which came from PACS,
-        and those whose delivery a person has dismissed."""
-        owed, dismissed = self.ledger.deliveries, ""
+        and those whose delivery a person has dismissed or given to another."""
+        owed, spared = self.ledger.deliveries, ""
         newer = self.ledger.issued.successor_of(rejected)
-        while newer and (not owed.has(newer) or owed.is_dismissed(newer, destination)):
-            dismissed = newer if owed.is_dismissed(newer, destination) else dismissed
+        while newer and (not owed.has(newer) or owed.is_spared(newer, destination)):
+            spared = newer if owed.is_spared(newer, destination) else spared
             newer = self.ledger.issued.successor_of(newer)
-        if dismissed and not newer:
+        if spared and not newer:
             remedy = f"hide {rejected} there by hand if a newer one is sent after all"
-            raise NotTaken(f"the delivery of {dismissed} in its place was dismissed; {remedy}")
+            raise NotTaken(f"the delivery of {spared} in its place was dismissed or redirected; {remedy}")
         return newer
 
     def _check_patient(self, due: DueDelivery, peer: Peer) -> None:

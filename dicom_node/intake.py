@@ -173,4 +173,5 @@ def as_instance(identity: Identity, stored: Stored, syntax: str, sop_class_uid: 
         peer=sender.peer,
         calling_ae=sender.ae_title,
         conflict=stored.conflict,
+        accession_key=identity.accession_key,
     )

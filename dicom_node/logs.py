@@ -8,6 +8,7 @@ import traceback
 import warnings
 
 import structlog
+from structlog.typing import Processor
 
 
 def configure(level: int = logging.INFO) -> None:
@@ -19,22 +20,35 @@ def configure(level: int = logging.INFO) -> None:
         warnings.filterwarnings("ignore", module=library)
     terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[*before, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[_of_others(before, renderer)])
+    logging.captureWarnings(True)
     for noisy in ("pynetdicom", "pydicom", "transformers", "kombu"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     for quoting in ("utils", "dul", "fsm", "association", "transport"):  # they quote hostile peers; we name what failed
         logging.getLogger(f"pynetdicom.{quoting}").setLevel(logging.CRITICAL)
+
+
+def _of_others(before: list[Processor], renderer: Processor) -> logging.Handler:
+    """Writes what libraries log or warn of, Celery above all, as our own events are written."""
+    forget = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*before, structlog.stdlib.add_logger_name],
+            processors=[forget, structlog.processors.format_exc_info, renderer],
+        )
+    )
+    return handler
 
 
 def where(error: BaseException) -> str:

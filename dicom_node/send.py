@@ -131,7 +131,8 @@ def _best(own: UID, accepted: set[UID], peer: Peer) -> UID:
     wanted = REPORT_CLASSES if own in REPORT_CLASSES else (own,)
     best = next((sop_class for sop_class in (own, *wanted) if sop_class in accepted), None)
     if best is None:
-        raise NotTaken(f"{at(peer)} takes no objects of the SOP class {own}")
+        seen = f"`dicom-node preflight {peer.name}` tells what it takes"
+        raise NotTaken(f"{at(peer)} takes no objects of the SOP class {own.name} ({own}); {seen}")
     return best
 
 

@@ -91,12 +91,14 @@ class Delivery(StrEnum):
     LEFT_OUT = "left out"
     #: It failed, and a person has said that it need not arrive; who, when and why is its detail.
     DISMISSED = "dismissed"
+    #: A person has said that another destination gets it instead; which, who and when is its detail.
+    REDIRECTED = "redirected"
 
 
 #: Deliveries that fall due again.
 OPEN = (Delivery.WAITING, Delivery.AWAITED)
 #: Deliveries that owe nothing.
-DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT, Delivery.DISMISSED})
+DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT, Delivery.DISMISSED, Delivery.REDIRECTED})
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,29 @@ class Dismissal:
 
     def told(self, at: float) -> str:
         """In one sentence; `at` is in seconds since the epoch."""
-        moment = datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
-        return f"dismissed by {self.by} at {moment}: {self.because}"
+        return f"dismissed by {self.by} at {_moment(at)}: {self.because}"
+
+
+@dataclass(frozen=True)
+class Redirection:
+    """A person's word that one destination is to get what is owed to another.
+
+    Attributes:
+        by: the person, as far as the machine knows.
+    """
+
+    by: str
+    origin: str
+    to: str
+
+    def told(self, at: float) -> tuple[str, str]:
+        """In words, for what was owed and for what is now; `at` is in seconds since the epoch."""
+        so = f"by {self.by} at {_moment(at)}"
+        return f"redirected to {self.to} {so}", f"redirected from {self.origin} {so}"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
 
 
 @dataclass(frozen=True)
@@ -135,6 +158,7 @@ class Instance:
         patient_key: hash of Patient ID and its issuer; tells two patients apart without naming them.
         conflict: another object with this UID but other bytes came first; kept, not labelled.
         absent: why the file is no longer at its path.
+        accession_key: hash of Accession Number, to find its study by; empty where it has none.
     """
 
     sop_instance_uid: str
@@ -152,6 +176,7 @@ class Instance:
     calling_ae: str
     conflict: bool = False
     absent: Absent = Absent.HERE
+    accession_key: str = ""
 
 
 @dataclass(frozen=True)

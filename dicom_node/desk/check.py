@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.association.call import Caller
 from dicom_node.association.tls import server_context
 from dicom_node.association.transport import trouble_at
+from dicom_node.desk.orders import known_receivers
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
@@ -55,6 +56,8 @@ def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     yield _tried("broker", broker, lambda: _broker_answers(settings) if settings.broker and ask else "")
     bundle = f"{settings.bundle or 'the one in the package'}, device {settings.device}"
     yield _tried("bundle", bundle, lambda: _model(settings))
+    if ask:
+        yield _tried("deliveries", "to peers of these settings", lambda: known_receivers(settings))
     yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"

@@ -84,12 +84,17 @@ def studies(
         str | None, typer.Option(help="Only this Patient ID's; the node keeps no more than a hash, and compares that.")
     ] = None,
     issuer: Annotated[str, typer.Option(help="Issuer of Patient ID, where the images carry one.")] = "",
+    accession: Annotated[
+        str | None, typer.Option(help="Only this Accession Number's, by a hash too; versions before kept none.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many at most.")] = 50,
 ) -> None:
-    """List studies, the latest first. By Study Instance UID: nobody's name or Patient ID is kept here."""
+    """List studies, the latest first. By Study Instance UID: no name, Patient ID or Accession Number is kept here."""
     from dicom_node.desk.studies import shown, sought
 
-    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer), limit)))
+    if accession is not None and not accession.strip():
+        raise typer.BadParameter("an empty one is no number", param_hint="--accession")
+    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer, accession), limit)))
 
 
 @app.command()
@@ -276,6 +281,28 @@ def deliveries_retry(
     if not due:
         raise Quarantine("no such delivery failed or waits; see `dicom-node deliveries`")
     console.print(f"{counted(due, 'delivery is', 'deliveries are')} due now")
+
+
+@deliveries_app.command("redirect")
+@explained
+def deliveries_redirect(
+    origin: Annotated[str, typer.Option("--from", help="The peer to which it is owed, in the settings still or not.")],
+    to: Annotated[str, typer.Option(help="The peer that gets it instead.")],
+    report: Annotated[str | None, typer.Argument(help="SOP Instance UID; without it all.")] = None,
+    dismissed: Annotated[bool, typer.Option("--dismissed", help="What a person has dismissed, too.")] = False,
+    by: _By = None,
+) -> None:
+    """Owe what waits for one peer, or failed there, to another: the archive was replaced, or has another name now."""
+    from dicom_node.desk.orders import a_redirection, what_stays
+    from dicom_node.errors import Quarantine
+
+    wanted = settings()
+    word, ledger = a_redirection(wanted, origin, to, by), kept_ledger(wanted)
+    done = ledger.deliveries.redirect(word, report, dismissed)
+    stays = what_stays(ledger, origin) if report is None else f"see `dicom-node deliveries --to {origin}`"
+    if not done:
+        raise Quarantine(f"no such delivery to {origin} failed or waits; {stays}")
+    console.print(f"{counted(done, 'delivery', 'deliveries')} redirected to {to}; {stays}", soft_wrap=True)
 
 
 @deliveries_app.command("dismiss")

@@ -1,4 +1,4 @@
-"""Finding a study without knowing its UID. The ledger knows no patient's name or number, only a hash of the number."""
+"""Finding a study without knowing its UID. The ledger knows no patient's name, and of numbers a hash only."""
 
 from __future__ import annotations
 
@@ -6,21 +6,28 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import RenderableType
-from sqlalchemy import and_, select, true
+from sqlalchemy import and_, select
 
 from dicom_node.desk.tables import listed, moment
 from dicom_node.ledger.schema import instance, study
-from dicom_node.spool.dataset import patient_key
+from dicom_node.spool.dataset import accession_key, patient_key
 from dicom_node.study import State, StudyRow
 
 
-def sought(state: State | None = None, patient_id: str | None = None, issuer: str = "") -> Any:
-    """A condition on studies: of this state, with an image of this patient; None fits all."""
-    of_state = true() if state is None else study.c.state == state
-    if patient_id is None:
-        return of_state
-    of_patient = select(instance.c.study_uid).where(instance.c.patient_key == patient_key(patient_id, issuer))
-    return and_(of_state, study.c.study_uid.in_(of_patient))
+def sought(
+    state: State | None = None, patient_id: str | None = None, issuer: str = "", accession: str | None = None
+) -> Any:
+    """A condition on studies: of this state, with an image of this patient, one of this order; None fits all."""
+    wanted = [] if state is None else [study.c.state == state]
+    if patient_id is not None:
+        wanted.append(_with_image(instance.c.patient_key == patient_key(patient_id, issuer)))
+    if accession is not None:
+        wanted.append(_with_image(instance.c.accession_key == accession_key(accession)))
+    return and_(True, *wanted)
+
+
+def _with_image(condition: Any) -> Any:
+    return study.c.study_uid.in_(select(instance.c.study_uid).where(condition))
 
 
 def shown(title: str, rows: Iterable[StudyRow]) -> RenderableType:

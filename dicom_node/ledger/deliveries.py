@@ -10,17 +10,40 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, false, func, literal, or_, select, true, update
+from sqlalchemy import Row, and_, bindparam, false, func, literal, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.destinations import Destinations
 from dicom_node.ledger.schema import Prose, Store, delivery, lock_study, report, study
-from dicom_node.study import DONE, OPEN, Delivery, Dismissal, DueDelivery, Kind, State, WrittenReport
+from dicom_node.study import (
+    DONE,
+    OPEN,
+    Delivery,
+    Dismissal,
+    DueDelivery,
+    Kind,
+    Redirection,
+    State,
+    WrittenReport,
+)
 
 #: Seconds before what an archive did not answer for is sent again, at most.
 _LONGEST_PAUSE = 300.0
 #: How the reason begins for which a study is quarantined when one of its deliveries fails.
 _UNDELIVERED = "delivery to"
+#: How the reason begins of a study that is SENT, and no report of it anywhere.
+UNSENT = "nothing of it was delivered"
+#: What a delivery is that begins anew.
+_ANEW = {
+    "state": Delivery.WAITING,
+    "attempts": 0,
+    "stumbles": 0,
+    "next_at": 0.0,
+    "rung_at": 0.0,
+    "sent_at": 0.0,
+    "sent_uid": "",
+    "transaction_uid": "",
+}
 
 
 class Deliveries:
@@ -77,9 +100,8 @@ class Deliveries:
         Args:
             waiting: what falls due again, too, but for what is under way at this moment.
         """
-        idle = and_(delivery.c.state.in_(OPEN), delivery.c.lease_until <= self.store.clock())
         given_up = delivery.c.state == Delivery.FAILED
-        failed = and_(_fitting(to, report_uid), or_(given_up, idle) if waiting else given_up)
+        failed = and_(_fitting(to, report_uid), or_(given_up, self._idle()) if waiting else given_up)
         told = literal(f"{word.told(self.store.clock())}; the answer was: ", Prose()) + delivery.c.detail
         values = {"state": Delivery.DISMISSED, "detail": told}
         with self.store.engine.begin() as connection:
@@ -87,10 +109,60 @@ class Deliveries:
             studies = list(connection.execute(dismissed).scalars())
             _lock_studies(connection, studies)
             for study_uid in sorted(set(studies)):
-                stuck = and_(study.c.study_uid == study_uid, is_undelivered())
-                connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
+                _reopen(connection, study_uid, is_undelivered())
                 _conclude(connection, study_uid)
         return len(studies)
+
+    def redirect(self, word: Redirection, report_uid: str | None = None, dismissed: bool = False) -> int:
+        """A person's word: what failed or falls due again is owed to another destination instead; how much that is.
+
+        What is under way at this moment stays, and so do answers about storage commitment, which are for who asked.
+        Each object is owed once: where the other has it, or is to have it, nothing is added.
+
+        Args:
+            dismissed: what a person has dismissed, too.
+        """
+        given_up = [Delivery.FAILED, Delivery.DISMISSED] if dismissed else [Delivery.FAILED]
+        answers = select(report.c.sop_instance_uid).where(report.c.kind == Kind.COMMITMENT)
+        ours = and_(_fitting(word.origin, report_uid), delivery.c.report_uid.not_in(answers))
+        owed = and_(ours, or_(delivery.c.state.in_(given_up), self._idle()))
+        before, after = word.told(self.store.clock())
+        told = literal(f"{before}; it was ", Prose()) + delivery.c.state + ": " + delivery.c.detail
+        values = {"state": Delivery.REDIRECTED, "detail": told, "fence": delivery.c.fence + 1}
+        changed = update(delivery).where(owed).values(values).returning(delivery.c.report_uid, delivery.c.study_uid)
+        with self.store.engine.begin() as connection:
+            moved = [(row.report_uid, row.study_uid) for row in connection.execute(changed)]
+            self._owe_instead(connection, moved + _newer(connection, word.origin, moved), word.to, after)
+            for study_uid in sorted({study_uid for _, study_uid in moved}):
+                _reopen(connection, study_uid, or_(is_undelivered(), study.c.state.in_([State.SENT, State.PURGED])))
+                _conclude(connection, study_uid)
+        return len(moved)
+
+    def _owe_instead(self, connection: Connection, owed: Sequence[tuple[str, str]], to: str, told: str) -> None:
+        """Owe these (report UID, study UID) to a destination; what was redirected from it once comes back to it."""
+        if not owed:
+            return
+        here = and_(delivery.c.report_uid == bindparam("uid"), delivery.c.destination == to)
+        back = update(delivery).where(here, delivery.c.state == Delivery.REDIRECTED)
+        again = back.values(**_ANEW, detail=told, fence=delivery.c.fence + 1)
+        connection.execute(again, [{"uid": uid} for uid, _ in owed])  # before the studies: see `retry_all`
+        _lock_studies(connection, (study_uid for _, study_uid in owed))
+        rows = [
+            {"report_uid": uid, "destination": to, "study_uid": study_uid, "state": Delivery.WAITING, "detail": told}
+            for uid, study_uid in owed
+        ]
+        connection.execute(self.store.insert(delivery).on_conflict_do_nothing(), rows)
+
+    def _idle(self) -> Any:
+        """Deliveries that fall due again, and that nobody works on at this moment."""
+        return and_(delivery.c.state.in_(OPEN), delivery.c.lease_until <= self.store.clock())
+
+    def owed(self) -> dict[str, int]:
+        """How many deliveries wait for each destination, or failed there."""
+        counted = select(delivery.c.destination, func.count()).where(delivery.c.state.in_([*OPEN, Delivery.FAILED]))
+        with self.store.engine.connect() as connection:
+            rows = connection.execute(counted.group_by(delivery.c.destination).order_by(delivery.c.destination))
+            return {str(destination): int(count) for destination, count in rows}
 
     def listed(self, failed: bool = False, to: str | None = None, limit: int = 200) -> list[Row[Any]]:
         """Deliveries that are not done, or only those that failed; of one destination or all, the next ones first."""
@@ -167,9 +239,11 @@ class Deliveries:
         """Was this ever to be delivered to anybody?"""
         return self._any(_fitting(None, report_uid))
 
-    def is_dismissed(self, report_uid: str, destination: str) -> bool:
-        """Has a person said that a destination need not get this?"""
-        return self._any(and_(_fitting(destination, report_uid), delivery.c.state == Delivery.DISMISSED))
+    def is_spared(self, report_uid: str, destination: str) -> bool:
+        """Does what is owed not go to this destination, since a person has said so?"""
+        gone = delivery.c.state.in_([Delivery.DISMISSED, Delivery.REDIRECTED])
+        here = _fitting(destination, report_uid)
+        return self.has(report_uid) and not self._any(and_(here, ~gone))
 
     def still_owes(self, report_uid: str, destination: str) -> bool:
         """May a destination still get this, from us or by a person's `retry`?"""
@@ -280,13 +354,38 @@ def _lock_studies(connection: Connection, study_uids: Iterable[str]) -> None:
         lock_study(connection, study_uid)
 
 
+def _newer(connection: Connection, origin: str, moved: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What a destination has got in the place of one of these: (report UID, study UID), with its sheet and the notes.
+
+    Who gets an outdated report alone would take it for the last word.
+    """
+    older, newer = report.alias(), report.alias()
+    outdated = and_(older.c.sop_instance_uid == bindparam("uid"), older.c.superseded_by != "")
+    same_series = and_(newer.c.study_uid == older.c.study_uid, newer.c.source_series_uid == older.c.source_series_uid)
+    got = and_(
+        delivery.c.report_uid == newer.c.sop_instance_uid,
+        delivery.c.destination == origin,
+        delivery.c.state.in_([Delivery.SENT, Delivery.LEFT_OUT]),
+    )
+    last = newer.c.superseded_by == ""
+    wanted = select(newer.c.sop_instance_uid, newer.c.study_uid).where(outdated, same_series, last, got)
+    return [(uid, study_uid) for key, _ in moved for uid, study_uid in connection.execute(wanted, {"uid": key})]
+
+
+def _reopen(connection: Connection, study_uid: str, condition: Any) -> None:
+    """A study of this condition -> REPORTED, to be concluded."""
+    key = and_(study.c.study_uid == study_uid, condition)
+    connection.execute(update(study).where(key).values(state=State.REPORTED, reason=""))
+
+
 def _conclude(connection: Connection, study_uid: str) -> None:
     """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand; two last ones wait for each other."""
     lock_study(connection, study_uid)
     states = states_of(connection, study_uid)
     reported = and_(study.c.study_uid == study_uid, study.c.state == State.REPORTED)
     if states <= DONE:
-        connection.execute(update(study).where(reported).values(state=State.SENT, reason=""))
+        told = unsent_because(connection, study_uid)
+        connection.execute(update(study).where(reported).values(state=State.SENT, reason=told))
     elif Delivery.FAILED in states:
         told = failure_of(connection, study_uid)
         connection.execute(update(study).where(reported).values(state=State.QUARANTINED, reason=told))
@@ -297,6 +396,14 @@ def failure_of(connection: Connection, study_uid: str) -> str:
     failed = and_(delivery.c.study_uid == study_uid, delivery.c.state == Delivery.FAILED)
     row = connection.execute(select(delivery.c.destination, delivery.c.detail).where(failed).limit(1)).one()
     return f"{_UNDELIVERED} {row.destination} failed: {row.detail}"
+
+
+def unsent_because(connection: Connection, study_uid: str) -> str:
+    """Why nothing of a study was delivered to which nothing is owed; empty where something was."""
+    ended = and_(delivery.c.study_uid == study_uid, delivery.c.state.in_([Delivery.SENT, Delivery.DISMISSED]))
+    rows = connection.execute(select(delivery.c.state, delivery.c.detail).where(ended)).all()
+    dismissed = not any(row.state == Delivery.SENT for row in rows)
+    return f"{UNSENT}: {rows[0].detail}" if rows and dismissed else ""
 
 
 def is_undelivered() -> Any:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger.arrivals import Arrivals
-from dicom_node.ledger.deliveries import Deliveries, failure_of, states_of
+from dicom_node.ledger.deliveries import Deliveries, failure_of, states_of, unsent_because
 from dicom_node.ledger.holdings import Holdings
 from dicom_node.ledger.issued import Issued, overtaken_by
 from dicom_node.ledger.migrations import bring_up
@@ -245,7 +245,7 @@ class Ledger:
             return State.REPORTED, "no destination is configured; the reports lie in the spool"
         if Delivery.FAILED in states:
             return State.QUARANTINED, failure_of(connection, study_uid)
-        return (State.SENT, "") if states <= DONE else (State.REPORTED, "")
+        return (State.SENT, unsent_because(connection, study_uid)) if states <= DONE else (State.REPORTED, "")
 
     def _note(self, connection: Connection, study_uid: str, peer: str, notes: Iterable[NotLabelled]) -> None:
         for note in notes:

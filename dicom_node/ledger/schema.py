@@ -94,6 +94,7 @@ instance = Table(
     Column("calling_ae", Words(16), nullable=False),
     Column("conflict", Boolean, nullable=False),
     Column("absent", Words(16), nullable=False, server_default=""),
+    Column("accession_key", Words(64), nullable=False, server_default=""),
 )
 Index("instance_by_study", instance.c.study_uid)
 

@@ -22,9 +22,10 @@ from dicom_node.uids import derived, is_uid
 IMPLEMENTATION_CLASS_UID = derived("dicom-node", "implementation class")
 IMPLEMENTATION_VERSION = "DICOM_NODE_0_1"
 
-_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _MODALITY = 0x00080005, 0x00080016, 0x00080018, 0x00080060
+_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE = 0x00080005, 0x00080016, 0x00080018
+_ACCESSION, _MODALITY = 0x00080050, 0x00080060
 _PATIENT_ID, _ISSUER, _STUDY, _SERIES = 0x00100020, 0x00100021, 0x0020000D, 0x0020000E
-_WANTED = {_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _MODALITY, _PATIENT_ID, _ISSUER, _STUDY, _SERIES}
+_WANTED = {_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _ACCESSION, _MODALITY, _PATIENT_ID, _ISSUER, _STUDY, _SERIES}
 #: Deflated data sets are opened only this far; the rest may be a bomb.
 _HEAD_BYTES = 1 << 20
 #: Elements looked at before Series Instance UID, those within sequences included, and bytes of a value that is kept.
@@ -47,6 +48,7 @@ class Identity:
     series_uid: str
     modality: str
     patient_key: str
+    accession_key: str
 
 
 def identify(data_set: bytes | memoryview | BinaryIO, transfer_syntax: str, *, whole: bool = True) -> Identity:
@@ -142,7 +144,16 @@ def _identity(found: dict[int, bytes]) -> Identity:
         series_uid=uids["SeriesInstanceUID"],
         modality=_plain(found.get(_MODALITY, b""))[:16],
         patient_key=patient_key(_text(found, _PATIENT_ID), _text(found, _ISSUER)),
+        accession_key=_accession(found),
     )
+
+
+def _accession(found: dict[int, bytes]) -> str:
+    """Nothing but a search hangs on it: one that cannot be read is none, and turns no image away."""
+    try:
+        return accession_key(_text(found, _ACCESSION))
+    except NotUnderstood:
+        return ""
 
 
 def _plain(value: bytes) -> str:
@@ -166,6 +177,11 @@ def _text(found: dict[int, bytes], tag: int) -> str:
 def patient_key(patient_id: str, issuer: str) -> str:
     """A hash that tells two patients apart without naming them."""
     return hashlib.sha256(f"{patient_id.strip()}\x1f{issuer.strip()}".encode()).hexdigest()[:16]
+
+
+def accession_key(number: str) -> str:
+    """A hash by which a study is found; empty without a number, which many studies lack."""
+    return hashlib.sha256(f"accession\x1f{number.strip()}".encode()).hexdigest()[:16] if number.strip() else ""
 
 
 def file_header(sop_class_uid: str, sop_instance_uid: str, transfer_syntax: str, calling_ae: str) -> bytes:

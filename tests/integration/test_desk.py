@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from dicom_node.cli import app
 from dicom_node.ledger import Ledger
 from dicom_node.settings import load_settings
-from dicom_node.spool.dataset import patient_key
+from dicom_node.spool.dataset import accession_key, patient_key
 from dicom_node.study import Delivery, State
 from tests.integration.test_dismissal import answered, reported
 from tests.integration.test_ledger import an_instance, laid_aside
@@ -64,6 +64,18 @@ def test_a_study_is_found_by_its_state_and_by_its_patients_number(config: Path, 
     assert found.count("receiving") == 1
     assert "none" in ask(config, "studies", "--patient", "P3").stdout
     assert "1.2.3" in ask(config, "studies", "--patient", "P3", "--issuer", "HOSPITAL").stdout
+
+
+def test_a_study_is_found_by_the_number_of_its_order(config: Path, ledger: Ledger) -> None:
+    for number, order in enumerate(["A1", "A1", "A2", ""]):  # of a study whose images are of two orders, both find it
+        ledger.add_instance(an_instance(number, study=f"1.2.{number // 2}", accession_key=accession_key(order)))
+    ledger.add_instance(an_instance(study="1.9"))
+    assert "1.2.0" in (found := ask(config, "studies", "--accession", " A1").stdout)
+    assert found.count("receiving") == 1
+    assert "1.2.1" in ask(config, "studies", "--accession", "A2").stdout
+    assert "none" in ask(config, "studies", "--accession", "A").stdout
+    assert "none" in ask(config, "studies", "--accession", "A2", "--state", "sent").stdout
+    assert ask(config, "studies", "--accession", " ").exit_code == 2
 
 
 def test_all_studies_of_a_bad_night_are_queued_with_one_word(config: Path, ledger: Ledger) -> None:

@@ -58,6 +58,7 @@ def test_a_ledger_from_before_there_were_steps_is_brought_up_with_its_rows(engin
     assert row is not None
     assert (row.state, row.last_at) == (State.SENT, 10.5)
     assert [(image.size, image.absent) for image in ledger.instances("1.2")] == [(2147483647, "")]
+    assert [image.accession_key for image in ledger.instances("1.2")] == [""]
     ledger.engine.dispose()
 
 

@@ -21,7 +21,8 @@ from dicom_node.ledger.schema import delivery, report
 from dicom_node.reports.amend import Amendment, Change
 from dicom_node.reports.gate import evidence_of
 from dicom_node.reports.word import Verifier
-from dicom_node.study import Delivery, Dismissal, State, WrittenReport
+from dicom_node.settings import Peer
+from dicom_node.study import Delivery, Dismissal, Redirection, State, WrittenReport
 from dicom_node.uids import rejection_uid, sheet_uid
 from tests.factories import a_series
 from tests.parts import Bench, told
@@ -182,7 +183,7 @@ def test_nothing_is_rejected_in_favour_of_a_report_that_a_person_dismissed(bench
     dismissed(bench, newer.sop_instance_uid)
     assert bench.deliver_all() == [Delivery.LEFT_OUT]
     assert notes(archive) == []
-    assert "in its place was dismissed" in told(story(bench.ledger, study))
+    assert "in its place was dismissed or redirected" in told(story(bench.ledger, study))
     row = bench.ledger.study(study)
     assert row is not None
     assert row.state == State.SENT
@@ -254,3 +255,33 @@ def test_who_wants_no_notes_gets_none(tmp_path: Path, archive: Archive) -> None:
     a_grown_study(bench)
     assert bench.deliver_all() == [Delivery.SENT]
     assert notes(archive) == []
+
+
+@pytest.mark.parametrize("refused_first", [False, True])
+def test_to_an_archive_in_its_place_all_goes_in_its_order(
+    bench: Bench, archive: Archive, tmp_path: Path, refused_first: bool
+) -> None:
+    """All waited when the archive was replaced; or the first report was refused there and its successor stored."""
+    study = a_grown_study(bench, delivered=False)
+    older, newer = bench.ledger.issued.of_study(study)
+    if refused_first:
+        due = bench.ledger.deliveries.claim("pacs", 60, report_uid=older.sop_instance_uid)
+        assert due is not None
+        bench.ledger.deliveries.settle(due, Delivery.FAILED, "0xA900")
+        bench.clock.now += 1000
+        assert bench.deliverer.deliver(newer.sop_instance_uid, "pacs") == Delivery.SENT
+    with Archive(tmp_path / "new", "NEW") as new:
+        usual = {"ae_title": "NEW", "host": "127.0.0.1", "may": frozenset({"reports"}), "sheet": False}
+        peer = Peer(name="archive", port=new.port, reject_superseded=True, **usual)
+        bench.deliverer.settings = bench.settings.model_copy(update={"peers": (peer,)})
+        assert bench.ledger.deliveries.redirect(Redirection("anna", "pacs", "archive"), dismissed=True) > 0
+        note = rejection_uid(older.sop_instance_uid)
+        assert bench.deliverer.deliver(note, "archive") == Delivery.WAITING, "it has nothing to reject yet"
+        for _ in range(6):
+            bench.clock.now += 1000
+            bench.deliverer.deliver(None, "archive")
+        stored = {str(dcmread(file).SOPInstanceUID) for file in new.folder.glob("*.dcm")}
+    assert stored == {older.sop_instance_uid, newer.sop_instance_uid, note}
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert (row.state, row.reason) == (State.SENT, "")

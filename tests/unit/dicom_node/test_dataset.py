@@ -12,9 +12,11 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from dicom_node.errors import NotUnderstood
+from dicom_node.spool import dataset
 from dicom_node.spool.dataset import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION,
+    accession_key,
     file_header,
     identify,
     patient_key,
@@ -30,10 +32,12 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG = (
 )
 
 
-def encoded(syntax: str) -> bytes:
+def encoded(syntax: str, **elements: str) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_implicit_VR, buffer.is_little_endian = syntax == IMPLICIT, syntax != BIG
     image = a_series("leg", 1)[0]
+    for keyword, value in elements.items():
+        setattr(image, keyword, value)
     if syntax == BIG:
         image.PixelData = b"\0\0"
     image._is_implicit_VR, image._is_little_endian = syntax == IMPLICIT, syntax != BIG
@@ -108,6 +112,24 @@ def test_an_object_that_cannot_be_filed_is_refused_with_the_reason(keyword: str,
 def test_patients_are_told_apart_without_their_names():
     assert patient_key("P1", "A") == patient_key(" P1", "A ")
     assert len({patient_key("P1", "A"), patient_key("P1", "B"), patient_key("P2", "A")}) == 3
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, DEFLATED, BIG])
+def test_the_number_of_the_order_is_kept_as_a_hash_where_there_is_one(syntax: str):
+    found = identify(encoded(syntax, AccessionNumber="A-17 "), syntax).accession_key
+    assert found == accession_key("A-17") != ""
+    assert identify(encoded(syntax, AccessionNumber=""), syntax).accession_key == ""
+
+
+def test_a_number_that_cannot_be_read_turns_no_image_away(monkeypatch: pytest.MonkeyPatch):
+    raw = encoded(EXPLICIT, AccessionNumber="\u00fc", SpecificCharacterSet="ISO_IR 100")
+    assert identify(raw, EXPLICIT).accession_key == accession_key("\u00fc")
+
+    def unreadable(*_: object, **__: object) -> None:
+        raise ValueError("of no character set")
+
+    monkeypatch.setattr(dataset, "read_dataset", unreadable)
+    assert identify(raw, EXPLICIT).accession_key == ""
 
 
 def test_header_and_data_set_make_a_file():
