@@ -24,6 +24,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicom_node.association.admission import Caller
+from dicom_node.association.certificates import remedy_of
 from dicom_node.association.provider import Door, Guest, equip
 from dicom_node.association.tls import Renewed
 from dicom_node.association.wire import AN_ABORT, ASSOCIATE_RQ, HEADER, pdu_length, rejection
@@ -135,7 +136,8 @@ class Listener(ThreadedAssociationServer):
         except CutOff as cut:
             self._turn_away(visitor, str(cut))
         except ssl.SSLError as error:
-            self._turn_away(visitor, f"TLS: {error.reason or 'handshake failed'}", _TLS_REMEDY)
+            reason = failure(error)
+            self._turn_away(visitor, reason, remedy_of(reason))
         except TimeoutError:
             self._turn_away(visitor, f"no association request within {self._patience:g} s")
         except OSError:  # it hung up before it said anything whole, as port scanners and health checks do
@@ -173,7 +175,10 @@ class Listener(ThreadedAssociationServer):
         log.exception("a connection could not be served", host=str(client_address[0]))
 
 
-_TLS_REMEDY = "it needs a certificate of a CA in [tls] ca, and TLS 1.2 with ECDHE and AEAD, or 1.3"
+def failure(error: ssl.SSLError) -> str:
+    """A handshake's end, as the ledger keeps it and `remedy_of` knows it."""
+    found = getattr(error, "verify_message", "")
+    return f"TLS: {error.reason or 'handshake failed'}{f' ({found})' if found else ''}"
 
 
 class Handler(RequestHandler):

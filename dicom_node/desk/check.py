@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.table import Table
@@ -17,13 +19,14 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
+from dicom_node.association.certificates import held
 from dicom_node.association.tls import server_context
 from dicom_node.association.transport import trouble_at
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
 from dicom_node.send import echo
-from dicom_node.settings import Settings
+from dicom_node.settings import Settings, Tls
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
 from labeler.place import is_here
@@ -42,12 +45,19 @@ class Row:
     setting: str
     state: str = ""
     well: bool = True
+    doubtful: bool = False
+
+
+class Doubt(NodeError):
+    """It works, but not for long or not for all; a person should look."""
 
 
 def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     """Everything, in the order of the file; `ask`: the broker, the database and every peer with a port too."""
     yield _tried("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", lambda: _may_listen(settings))
     yield from _own(settings)
+    if (tls := settings.tls) is not None:
+        yield _tried("tls ends", str(tls.certificate), lambda: _in_time(tls))
     if settings.ledger_file is None and ask:
         yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_answers(settings.ledger_url))
     yield _tried("reserve", f"{settings.reserve_mib} MiB stay free", lambda: _room(settings))
@@ -78,9 +88,13 @@ def must_work(settings: Settings) -> None:
 def table_of(rows: Iterator[Row], config: Path | None) -> tuple[Table, bool]:
     """What was looked at in words, and whether all is well."""
     seen = list(rows)
-    cells = ((row.what, row.setting, Text(row.state, "" if row.well else "red")) for row in seen)
+    cells = ((row.what, row.setting, Text(row.state, _style(row))) for row in seen)
     made = table(f"Settings from {config or 'the defaults and the environment'}", ("what", "setting", "state"), cells)
     return made, all(row.well for row in seen)
+
+
+def _style(row: Row) -> str:
+    return "red" if not row.well else "yellow" if row.doubtful else ""
 
 
 def _own(settings: Settings) -> Iterator[Row]:
@@ -97,8 +111,21 @@ def _own(settings: Settings) -> Iterator[Row]:
 def _tried(what: str, setting: str, look: Callable[[], str]) -> Row:
     try:
         return Row(what, setting, look())
+    except Doubt as doubt:
+        return Row(what, setting, str(doubt), doubtful=True)
     except (NodeError, LabelerError) as error:
         return Row(what, setting, str(error), well=False)
+
+
+def _in_time(tls: Tls) -> str:
+    """Our certificates end one day; a node starts all the same, since its plain port takes images."""
+    now, all_held = time.time(), tuple(held(tls))
+    told = "; ".join(filter(None, (one.doubt(now) for one in all_held)))
+    if any(one.is_over(now) or now < one.begins for one in all_held):
+        raise ConfigurationError(told)
+    if told:
+        raise Doubt(told)
+    return f"hold until {datetime.fromtimestamp(min(one.until for one in all_held), UTC).date()}"
 
 
 def _shown(url: str) -> str:

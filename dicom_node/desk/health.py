@@ -10,15 +10,19 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.association.certificates import held
+from dicom_node.association.tls import server_context
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, said_by_driver, study
@@ -62,6 +66,7 @@ def findings(settings: Settings, ledger: Ledger, ahead: Iterable[tuple[str, floa
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
     yield from _disk(settings)
+    yield from _certificates(settings)
     clocks = dict(skews(settings, ledger) if ahead is None else ahead)
     if settings.broker and "broker" not in clocks:
         yield Finding("broker", "does not answer", "start it; the ledger keeps all work until then")
@@ -162,6 +167,20 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk of home", f"every push is refused (0xA700): {state}", _MAKE_ROOM)
     else:
         yield Finding("disk of home", state)
+
+
+def _certificates(settings: Settings) -> Iterator[Finding]:
+    """As peers see them: until when they hold, and whether the receiver could take them up now."""
+    if (tls := settings.tls) is None:
+        return
+    try:
+        server_context(tls)
+        for one in held(tls):
+            until = f"holds until {datetime.fromtimestamp(one.until, UTC).date()}"
+            yield Finding(f"TLS {one.setting}", until, one.doubt(time.time()))
+    except ConfigurationError as error:
+        remedy = "put files back that belong together (`dicom-node config check`); they count at once"
+        yield Finding("TLS certificate", f"cannot be used: {error}", remedy)
 
 
 def _clocks(ahead: Mapping[str, float]) -> Iterator[Finding]:
