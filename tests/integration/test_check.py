@@ -52,6 +52,9 @@ def test_a_place_where_nobody_can_listen_is_told(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         taken = check(tmp_path, bind="127.0.0.1", port=port)["we are"]
         assert taken.state == f"{port} taken: by this node if it runs, else by another program"
+        secure = Authority.founded(tmp_path / "hospital").issue("node", port=port)
+        both = check(tmp_path, bind="127.0.0.1", port=free_port(), tls=secure)["we are"]
+        assert both.state == f"{port} taken: by this node if it runs, else by another program"
 
 
 @pytest.mark.usefixtures("no_model")

@@ -76,6 +76,13 @@ def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line,
     assert told in str(error.value)
 
 
+def test_one_port_for_plain_and_tls_is_refused(tmp_path: Path) -> None:
+    tls = 'tls = {certificate = "c", key = "k", ca = "a", port = 11112}'
+    with pytest.raises(ConfigurationError, match=r"node.toml:3: tls: port = 11112 is the plain `port` too.*2762"):
+        load(GOOD.replace("quiet_seconds = 30", tls), tmp_path)
+    assert load(GOOD.replace("quiet_seconds = 30", tls.replace("11112", "2762")), tmp_path).tls
+
+
 def test_one_bracket_too_few_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"write \[\[peers\]\], with two brackets"):
         load('[peers]\nname = "pacs"\n', tmp_path)
