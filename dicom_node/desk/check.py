@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.association.call import Caller
 from dicom_node.association.certificates import held
 from dicom_node.association.tls import server_context
-from dicom_node.association.transport import trouble_at
+from dicom_node.association.transport import trouble_at, unheard
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
@@ -138,10 +138,7 @@ def _may_listen(settings: Settings) -> str:
     for port in (settings.port, *([settings.tls.port] if settings.tls else [])):
         trouble = trouble_at(settings.bind, port)
         if trouble is not None and trouble.errno != errno.EADDRINUSE:
-            below = ": let the service bind ports below 1024 (CAP_NET_BIND_SERVICE)" if port < 1024 else ""
-            raise ConfigurationError(
-                f"cannot listen at {settings.bind}:{port} ({trouble.strerror}){below}; or set another `bind` or `port`"
-            )
+            raise ConfigurationError(unheard(settings.bind, port, trouble))
         taken += [str(port)] if trouble else []
     return f"{' and '.join(taken)} taken: by this node if it runs, else by another program" if taken else "free"
 

@@ -57,6 +57,20 @@ def test_a_place_where_nobody_can_listen_is_told(tmp_path: Path) -> None:
         assert both.state == f"{port} taken: by this node if it runs, else by another program"
 
 
+def test_a_receiver_on_a_taken_port_says_so_in_a_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        values = {"HOME": str(tmp_path), "BIND": "127.0.0.1", "PORT": str(port), "RESERVE_MIB": "1"}
+        environment = {**os.environ, **{f"DICOM_NODE_{name}": value for name, value in values.items()}}
+        node = [sys.executable, "-m", "dicom_node", "receive"]
+        answer = subprocess.run(node, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 1
+    *_, told = answer.stderr.splitlines()
+    assert told.startswith(f"cannot listen at 127.0.0.1:{port}: Address already in use; is another `dicom-node up`")
+    assert told.endswith("or set another `port`")
+    assert "Traceback" not in answer.stderr
+
+
 @pytest.mark.usefixtures("no_model")
 def test_a_home_that_cannot_be_one_is_told(tmp_path: Path) -> None:
     file = tmp_path / "file"
