@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,7 +167,28 @@ def _database_file(file: Path) -> str:
     if file.is_dir():
         raise ConfigurationError(f"{file} is a folder, and a file is wanted: write sqlite:///{file}/ledger.sqlite")
     _folder(file.parent)
-    return "exists" if file.exists() else "will be made"
+    if not file.exists():
+        return "will be made"
+    _readable(file)
+    return "exists"
+
+
+def _readable(file: Path) -> None:
+    """Opens it as it is, and looks into every table."""
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE)) as ledger:
+            tables = ledger.execute("select name from sqlite_master where type = 'table'").fetchall()
+            for (name,) in tables:
+                ledger.execute(f'select * from "{name}" limit 1').fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise Doubt(f"{file} could not be read within {_PATIENCE} s ({error}): try again") from error
+        raise ConfigurationError(f"{file} cannot be read ({error}): give it to the node's user") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(
+            f"{file} is damaged ({error}): stop the node and put its backup back, or move it away, with its -wal and "
+            "-shm: without a ledger, what is in spool/ is labelled and sent again (Restore in deploy/README.md)"
+        ) from error
 
 
 def _driver(url: str) -> str:

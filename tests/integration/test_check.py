@@ -107,6 +107,23 @@ def test_a_database_that_is_away_is_told(tmp_path: Path, postgresql: str) -> Non
 
 
 @pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("begin", [0, 100])
+def test_a_damaged_ledger_is_told_with_where_its_remedy_stands(tmp_path: Path, begin: int) -> None:
+    ledger = Ledger(Settings(home=tmp_path).ledger_url)
+    ledger.engine.dispose()
+    assert check(tmp_path)["ledger"].state == "exists"
+    with (tmp_path / "ledger.sqlite").open("r+b") as file:
+        file.seek(begin)
+        file.write(b"x" * (3072 - begin))
+    row = check(tmp_path)["ledger"]
+    assert not row.well
+    assert f"{tmp_path / 'ledger.sqlite'} is damaged (" in row.state
+    assert "Restore in deploy/README.md" in row.state
+    with pytest.raises(ConfigurationError, match="is damaged"):
+        must_work(Settings(home=tmp_path))
+
+
+@pytest.mark.usefixtures("no_model")
 def test_a_driver_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     ledger = "postgresql://node@127.0.0.1/db"
