@@ -25,9 +25,9 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from dicom_node import forms
@@ -327,8 +327,6 @@ def load_settings(given: Path | None = None) -> Settings:
     text = _read(path) if path else ""
 
     class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=path)
-
         @classmethod
         def settings_customise_sources(
             cls,
@@ -338,7 +336,7 @@ def load_settings(given: Path | None = None) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (env_settings, TomlConfigSettingsSource(settings_cls))
+            return (env_settings, InitSettingsSource(settings_cls, tomllib.loads(text)))
 
     try:
         return FromFile()
@@ -348,10 +346,14 @@ def load_settings(given: Path | None = None) -> Settings:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # Windows' editors begin a file with a byte order mark
         tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}:{line}: not UTF-8: save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
     return text
