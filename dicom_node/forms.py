@@ -15,22 +15,23 @@ def ae_title(value: str) -> str:
 
 
 def host(value: str) -> str:
-    if value == "any":
-        return value
-    try:
-        ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", value):
-            raise ValueError("a host is an address, a network as 10.1.0.0/16, a host name, or any") from None
+    if not is_address(value) and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", value):
+        raise ValueError("a host is an address, a network as 10.1.0.0/16, a host name, or any")
     return value
+
+
+def is_address(host: str) -> bool:
+    """Is it an address or a network, no name?"""
+    try:
+        ipaddress.ip_network(host, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def one_way(host: str) -> str:
     """Hosts that are the same, written the same."""
-    try:
-        return str(ipaddress.ip_network(host, strict=False))
-    except ValueError:
-        return host.lower()
+    return str(ipaddress.ip_network(host, strict=False)) if is_address(host) else host.lower()
 
 
 def device(value: str) -> str:

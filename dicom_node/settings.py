@@ -113,6 +113,11 @@ class Peer(BaseModel):
         except ValueError:
             return str(address) in _addresses(self.host)
 
+    @property
+    def is_somewhere(self) -> bool:
+        """Is its host an address, or a name that can be looked up now? Asks the name server."""
+        return self.host == "any" or forms.is_address(self.host) or bool(_addresses(self.host))
+
 
 def _addresses(name: str) -> set[str]:
     try:

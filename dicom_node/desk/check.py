@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -28,7 +29,7 @@ from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
 from dicom_node.send import echo
-from dicom_node.settings import Settings, Tls
+from dicom_node.settings import Peer, Settings, Tls
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
 from labeler.place import is_here
@@ -70,10 +71,7 @@ def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
-        if peer.port and ask:
-            yield _tried(f"peer {peer.name}", what, lambda name=peer.name: _echoed(settings, name))  # type: ignore[misc]
-        else:
-            yield Row(f"peer {peer.name}", what, "not asked" if peer.port else "no port, not asked")
+        yield _tried(f"peer {peer.name}", what, partial(_asked, settings, peer) if ask else lambda: "not asked")
 
 
 def must_work(settings: Settings) -> None:
@@ -238,7 +236,19 @@ def _model(settings: Settings) -> str:
     return f"loads: {done.stdout.strip()}"
 
 
-def _echoed(settings: Settings, name: str) -> str:
+def _asked(settings: Settings, peer: Peer) -> str:
+    if peer.port is None:
+        return _looked_up(peer)
     with Caller(settings) as caller:
-        echo(settings.peer(name), caller)
+        echo(peer, caller)
     return "answers"
+
+
+def _looked_up(peer: Peer) -> str:
+    """Of one that only calls us: a name that nobody knows lets nobody in."""
+    if not peer.is_somewhere:
+        raise Doubt(
+            f"{peer.host} cannot be looked up, and whoever calls as {peer.ae_title} is turned away: check host in "
+            f"[[peers]] {peer.name!r} and the name server, or write its address"
+        )
+    return "no port, not asked"

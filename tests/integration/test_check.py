@@ -16,7 +16,7 @@ from dicom_node.desk.check import Row, looked_at, must_work, table_of
 from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import open_engine
-from dicom_node.settings import Settings
+from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Spool
 from labeler.bundle import MANIFEST
 from tests.certificates import Authority
@@ -143,6 +143,21 @@ def test_certificates_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     assert "the key is not this certificate's" in check(tmp_path, tls=swapped)["tls"].state
     with pytest.raises(ConfigurationError, match="the key is not this certificate's"):
         must_work(Settings(home=tmp_path, tls=swapped))
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_peer_whose_name_nobody_knows_is_doubted_before_it_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.settings._addresses", lambda name: {"127.0.0.1"} if name == "localhost" else set())
+    lost = Peer(name="ct1", ae_title="CT1", host="ct1.invalid")
+    row = check(tmp_path, ask=True, peers=(lost,))["peer ct1"]
+    assert (row.well, row.doubtful) == (True, True)
+    assert row.state.startswith("ct1.invalid cannot be looked up, and whoever calls as CT1 is turned away")
+    assert check(tmp_path, peers=(lost,))["peer ct1"].state == "not asked"
+    for host in ("localhost", "10.1.0.0/16", "any"):
+        near = lost.model_copy(update={"host": host})
+        assert check(tmp_path, ask=True, peers=(near,))["peer ct1"].state == "no port, not asked"
 
 
 def test_a_bundle_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
