@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from pydicom.uid import SecondaryCaptureImageStorage
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import text
@@ -28,8 +29,9 @@ from dicom_node.association.transport import trouble_at, unheard
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
-from dicom_node.send import echo
+from dicom_node.send import best_class, echo, preflight
 from dicom_node.settings import Peer, Settings, Tls
+from dicom_node.study import REPORT_CLASSES
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
 from labeler.place import is_here
@@ -68,6 +70,7 @@ def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     yield _tried("broker", broker, lambda: _broker_answers(settings) if settings.broker and ask else "")
     bundle = f"{settings.bundle or 'the one in the package'}, device {settings.device}"
     yield _tried("bundle", bundle, lambda: _model(settings))
+    yield _tried("images come from", "", lambda: _pushers(settings))
     yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
@@ -241,7 +244,24 @@ def _asked(settings: Settings, peer: Peer) -> str:
         return _looked_up(peer)
     with Caller(settings) as caller:
         echo(peer, caller)
-    return "answers"
+        return _takes_reports(peer, caller) if peer in settings.receivers_of_reports else "answers"
+
+
+def _takes_reports(peer: Peer, caller: Caller) -> str:
+    found = preflight(peer, caller)
+    wanting = f"answers, and would refuse our {{}}: let it accept {{}} (`dicom-node preflight {peer.name}`)"
+    if (best := best_class(found)) is None:
+        raise Retry(wanting.format("reports", f"{REPORT_CLASSES[0].name} in Implicit VR Little Endian"))
+    if peer.sheet and not found[SecondaryCaptureImageStorage]:
+        raise Doubt(f"{wanting.format('sheets', SecondaryCaptureImageStorage.name)}, or set sheet = false")
+    return f"answers, takes {best.name}"
+
+
+def _pushers(settings: Settings) -> str:
+    names = [peer.name for peer in settings.peers if "push" in peer.may]
+    if not names:
+        raise Doubt('nobody may push: add a [[peers]] table with may = ["push"] for every scanner')
+    return ", ".join(names)
 
 
 def _looked_up(peer: Peer) -> str:

@@ -6,10 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.uid import EnhancedSRStorage, SecondaryCaptureImageStorage
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 
 from dicom_node.desk import check as looks
 from dicom_node.desk.check import Row, looked_at, must_work, table_of
@@ -158,6 +163,48 @@ def test_a_peer_whose_name_nobody_knows_is_doubted_before_it_calls(
     for host in ("localhost", "10.1.0.0/16", "any"):
         near = lost.model_copy(update={"host": host})
         assert check(tmp_path, ask=True, peers=(near,))["peer ct1"].state == "no port, not asked"
+
+
+@contextmanager
+def an_archive(*classes: str) -> Iterator[tuple[Peer, ...]]:
+    """One that answers echoes and takes these objects, as the peers of a node."""
+    entity = AE("PACS")
+    for sop_class in (Verification, *classes):
+        entity.add_supported_context(sop_class)
+    server = entity.start_server(("127.0.0.1", port := free_port()), block=False)
+    rights = frozenset({"reports"})
+    yield (Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=port, may=rights),)
+    server.shutdown()
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize(
+    ("classes", "well", "doubtful", "told"),
+    [
+        ((), False, False, "would refuse our reports: let it accept Comprehensive 3D SR Storage in Implicit VR Little"),
+        ((EnhancedSRStorage,), True, True, "would refuse our sheets: let it accept Secondary Capture Image Storage"),
+        ((EnhancedSRStorage, SecondaryCaptureImageStorage), True, False, "answers, takes Enhanced SR Storage"),
+    ],
+)
+def test_an_archive_that_would_take_no_report_is_told(
+    tmp_path: Path, classes: tuple[str, ...], well: bool, doubtful: bool, told: str
+) -> None:
+    with an_archive(*classes) as peers:
+        row = check(tmp_path, ask=True, peers=peers)["peer pacs"]
+        assert (row.well, row.doubtful) == (well, doubtful)
+        assert told in row.state
+        unasked = check(tmp_path, ask=True, peers=peers, destinations=())["peer pacs"]
+        assert unasked.state == "answers"
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_node_that_nobody_may_push_to_is_told(tmp_path: Path) -> None:
+    pacs = Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=104, may=frozenset({"reports"}))
+    for peers in ((), (pacs,)):
+        row = check(tmp_path, peers=peers)["images come from"]
+        assert (row.doubtful, row.state.partition(":")[0]) == (True, "nobody may push")
+    scanner = Peer(name="ct1", ae_title="CT1", host="any")
+    assert check(tmp_path, peers=(scanner, pacs))["images come from"].state == "ct1"
 
 
 def test_a_bundle_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
