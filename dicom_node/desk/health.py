@@ -49,6 +49,20 @@ _COMMANDS = {
     "label": "worker --queues label --hostname label@%h",
     "deliver": "worker --queues deliver --hostname deliver@%h --pool threads --concurrency 8",
 }
+#: Where deploy/ puts the unit for all, on machines that systemd runs.
+_UNITS = tuple(Path(f"{place}/systemd/system/dicom-node.target") for place in ("/etc", "/usr/lib", "/usr/local/lib"))
+#: How calls of ours fail, in the words of `association.call`.
+_ANSWERS = (
+    "cannot be looked up",
+    "connection refused",
+    "timed out",
+    "rejected the association",
+    "certificate",
+    "speaks no TLS",
+    "did not answer",
+    "no answer within",
+    "cannot be reached",
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,14 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
         else:
             yield Finding(sign.process, sign.doing, _NO_MODEL if sign.doing.startswith(UNFIT) else "")
     for kind in missing(sign.process for sign in signs):
-        yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
+        yield Finding(kind, "does not run", _start(kind))
+
+
+def _start(kind: str) -> str:
+    """How a part of the node is started on this machine."""
+    if any(unit.exists() for unit in _UNITS):
+        return "systemctl start dicom-node.target; `journalctl -u 'dicom-node-*'` says why it ended"
+    return f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all"
 
 
 def missing(processes: Iterable[str]) -> list[str]:
@@ -154,7 +175,14 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     count, worst = tuple(ledger.rows(tried)[0])
     remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
-    yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
+    ailing = [f"{one.name} ({_answer(one.detail)})" for one in ledger.deliveries.destinations.ailing()] if count else []
+    state = f"{count} deliveries{attempts}{': ' if ailing else ''}{', '.join(ailing)}"
+    yield Finding("waiting for an archive", state, remedy)
+
+
+def _answer(detail: str) -> str:
+    """What a destination's last answer comes down to, without its own words: they may name a patient."""
+    return next((words for words in _ANSWERS if words in detail), "its last answer was no success")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
