@@ -32,7 +32,7 @@ from pydantic_settings import (
 
 from dicom_node import forms
 from dicom_node.errors import ConfigurationError
-from dicom_node.mistakes import explained
+from dicom_node.mistakes import explained, no_settings
 
 CONFIG_VARIABLE = "DICOM_NODE_CONFIG"
 _PLACES = (Path("dicom-node.toml"), Path("/etc/dicom-node/dicom-node.toml"))
@@ -314,6 +314,11 @@ _KNOWN = {
     "peers": tuple(Peer.model_fields),
     "tls": tuple(Tls.model_fields),
 }
+
+
+def strange_variables() -> list[str]:
+    """What stands in the environment in vain."""
+    return no_settings((*Settings.model_fields, "config"))
 
 
 def find_config(given: Path | None) -> Path | None:

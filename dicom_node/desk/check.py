@@ -30,7 +30,7 @@ from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
 from dicom_node.send import best_class, echo, preflight
-from dicom_node.settings import Peer, Settings, Tls
+from dicom_node.settings import Peer, Settings, Tls, strange_variables
 from dicom_node.study import REPORT_CLASSES
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
@@ -60,11 +60,11 @@ class Doubt(NodeError):
 def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     """Everything, in the order of the file; `ask`: the broker, the database and every peer with a port too."""
     yield _tried("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", lambda: _may_listen(settings))
-    yield from _own(settings)
+    if strange := strange_variables():
+        yield Row("environment", "", "; ".join(strange), doubtful=True)
+    yield from _own(settings, ask)
     if (tls := settings.tls) is not None:
         yield _tried("tls ends", str(tls.certificate), lambda: _in_time(tls))
-    if settings.ledger_file is None and ask:
-        yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_answers(settings.ledger_url))
     yield _tried("reserve", f"{settings.reserve_mib} MiB stay free", lambda: _room(settings))
     broker = _shown(settings.broker or "embedded")
     yield _tried("broker", broker, lambda: _broker_answers(settings) if settings.broker and ask else "")
@@ -100,13 +100,14 @@ def _style(row: Row) -> str:
     return "red" if not row.well else "yellow" if row.doubtful else ""
 
 
-def _own(settings: Settings) -> Iterator[Row]:
-    """What is looked at on this machine alone, at once."""
+def _own(settings: Settings, ask: bool = False) -> Iterator[Row]:
+    """What is looked at on this machine alone, at once; `ask`: the database too."""
     yield _tried("home", str(settings.home), lambda: _folder(settings.home))
     if (file := settings.ledger_file) is not None:
         yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_file(file))
     else:
-        yield _tried("ledger", _shown(settings.ledger_url), lambda: _driver(settings.ledger_url))
+        look = _database_answers if ask else _driver
+        yield _tried("ledger", _shown(settings.ledger_url), lambda: look(settings.ledger_url))
     if (tls := settings.tls) is not None:
         yield _tried("tls", str(tls.certificate), lambda: f"port {tls.port}" if server_context(tls) else "")
 

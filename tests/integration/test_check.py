@@ -109,6 +109,20 @@ def test_a_database_that_is_away_is_told(tmp_path: Path, postgresql: str) -> Non
     assert "start the database, or mend `ledger`" in ledger.state
     assert "secret" not in told([table_of(iter([ledger]), None)[0]])
     assert check(tmp_path, ask=True, ledger=postgresql)["ledger"].state == "answers"
+    for ask in (True, False):
+        rows = [row.what for row in looked_at(Settings(home=tmp_path, ledger=postgresql), ask)]
+        assert rows.count("ledger") == 1
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_variable_that_is_no_setting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DICOM_NODE_CONFIG", "node.toml")
+    monkeypatch.setenv("dicom_node_port", "11112")
+    assert "environment" not in check(tmp_path)
+    monkeypatch.setenv("DICOM_NODE_RESERVEMIB", "7")
+    row = check(tmp_path)["environment"]
+    assert row.doubtful
+    assert row.state == "DICOM_NODE_RESERVEMIB is no setting, DICOM_NODE_RESERVE_MIB is"
 
 
 @pytest.mark.usefixtures("no_model")
@@ -132,7 +146,7 @@ def test_a_damaged_ledger_is_told_with_where_its_remedy_stands(tmp_path: Path, b
 def test_a_driver_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     ledger = "postgresql://node@127.0.0.1/db"
-    assert 'pip install "dicom-anatomy-node[postgresql]"' in check(tmp_path, ledger=ledger)["ledger"].state
+    assert 'in the checkout, pip install ".[postgresql]"' in check(tmp_path, ledger=ledger)["ledger"].state
     with pytest.raises(ConfigurationError, match="needs psycopg"):
         open_engine(ledger)
 

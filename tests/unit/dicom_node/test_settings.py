@@ -57,6 +57,11 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (('may = ["push"]', 'may = ["pull"]'), 9, "'push', 'reports' or 'audit'"),
         (("quiet_seconds = 5", "quiet_seconds = -5"), 10, "greater than 0"),
         (("quiet_seconds = 5", "quit_seconds = 5"), 10, "no such setting; known: name, ae_title"),
+        (
+            ("port = 104\n", "port = 104\nretention_days = 9\n"),
+            17,
+            "write it above the first [[peers]]",
+        ),
         (("port = 104\n", ""), 12, "needs one host and a port"),
         (('name = "pacs"', 'name = "ct1"'), 5, "two peers are called 'ct1'"),
         (("quiet_seconds = 30", 'destinations = ["ct1"]'), 3, "is no peer with may"),
