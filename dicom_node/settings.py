@@ -68,6 +68,7 @@ class Peer(BaseModel):
 
     #: What people call it; used on the command line and in logs.
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=64)
+    #: The AE title that it calls itself, and that we call.
     ae_title: AETitle
     #: Address, network, host name, or `any` for a peer that only pushes and whose address changes.
     host: Annotated[str, AfterValidator(forms.host)]
@@ -195,8 +196,9 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(gt=0)] = 30.0
     #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
     purge_margin_mib: Annotated[int, Field(ge=0)] = 1024
-    #: Associations at a time, of each receiver; and those of one host.
+    #: Associations at a time, of each receiver.
     associations: Annotated[int, Field(ge=1)] = 64
+    #: Associations of one host at a time, of each receiver.
     associations_per_host: Annotated[int, Field(ge=1)] = 32
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
     network_timeout: Seconds = 60.0
@@ -204,6 +206,7 @@ class Settings(BaseSettings):
     request_timeout: Seconds = 10.0
     #: Certificates for associations over TLS; unset: no TLS. Write it as a table: [tls].
     tls: Tls | None = None
+    #: Who may call us, and whom we call: a table [[peers]] for each.
     peers: tuple[Peer, ...] = ()
     #: Peers by name that get every report; unset: every peer that may get reports.
     destinations: tuple[str, ...] | None = None
