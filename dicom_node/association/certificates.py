@@ -60,15 +60,18 @@ class Held:
 
     def doubt(self, now: float) -> str:
         """What a person should do about it, and why; empty while there is nothing."""
-        day = datetime.fromtimestamp(self.until, UTC).date()
         it = f"[tls] {self.setting} {self.path} ({self.subject})"
         if self.is_over(now):
-            return f"{it} expired on {day}: no peer can come in over TLS that checks it; renew it, it counts at once"
+            return f"{it} {self.stands(now)}: peers are shut out over TLS; renew it, it counts at once"
         if now < self.begins:
             return f"{it} is not valid yet: check this machine's clock"
         if now > self.until - _AHEAD:
-            return f"{it} expires on {day}, in {(self.until - now) / _DAY:.0f} days: renew it; it counts at once"
+            return f"{it} {self.stands(now)}, {(self.until - now) / _DAY:.0f} days more: renew it; it counts at once"
         return ""
+
+    def stands(self, now: float) -> str:
+        day = datetime.fromtimestamp(self.until, UTC).date()
+        return f"expired on {day}" if self.is_over(now) else f"holds until {day}"
 
     def is_over(self, now: float) -> bool:
         return now >= self.until

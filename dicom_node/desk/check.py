@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -129,7 +128,7 @@ def _in_time(tls: Tls) -> str:
         raise ConfigurationError(told)
     if told:
         raise Doubt(told)
-    return f"hold until {datetime.fromtimestamp(min(one.until for one in all_held), UTC).date()}"
+    return min(all_held, key=lambda one: one.until).stands(now)
 
 
 def _shown(url: str) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +202,9 @@ def _certificates(settings: Settings) -> Iterator[Finding]:
         return
     try:
         server_context(tls)
+        now = time.time()
         for one in held(tls):
-            until = f"holds until {datetime.fromtimestamp(one.until, UTC).date()}"
-            yield Finding(f"TLS {one.setting}", until, one.doubt(time.time()))
+            yield Finding(f"TLS {one.setting}", one.stands(now), one.doubt(now))
     except ConfigurationError as error:
         remedy = "put files back that belong together (`dicom-node config check`); they count at once"
         yield Finding("TLS certificate", f"cannot be used: {error}", remedy)

@@ -46,12 +46,12 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_end_of_our_certificate_is_told_ahead(hospital: Authority, tmp_path: Path, ledger: Ledger) -> None:
     row, seen = at_the_desk(tmp_path, hospital.issue("node", until=FRESH), ledger)
-    assert (row.state, row.well, row.doubtful) == (f"hold until {FRESH.date()}", True, False)
+    assert (row.state, row.well, row.doubtful) == (f"holds until {FRESH.date()}", True, False)
     assert seen["TLS certificate"] == Finding("TLS certificate", f"holds until {FRESH.date()}")
     assert seen["TLS ca"].remedy == ""
     row, seen = at_the_desk(tmp_path, hospital.issue("node", until=SOON), ledger)
     assert (row.well, row.doubtful) == (True, True)
-    assert f"expires on {SOON.date()}, in 12 days: renew it" in row.state
+    assert f"holds until {SOON.date()}, 12 days more: renew it" in row.state
     assert seen["TLS certificate"].remedy == row.state
 
 
@@ -63,6 +63,7 @@ def test_a_certificate_that_is_over_is_told_and_keeps_no_node_from_starting(
     assert not row.well
     assert f"{expired.certificate} (" in row.state
     assert f"expired on {OVER.date()}" in row.state
+    assert seen["TLS certificate"].state == f"expired on {OVER.date()}"
     assert seen["TLS certificate"].remedy == row.state
     must_work(Settings(home=tmp_path, tls=expired))
 
