@@ -64,6 +64,8 @@ none does, the peer's first, whose objects are kept and not labelled:
 
 {statuses}
 
+A failure comes with an Error Comment (0000,0902) that says why, of at most 64 characters and without patients' data.
+
 ### 4.2 Objects in which people answer
 
 From a peer that may `audit`: a Key Object Selection titled Quality Issue (113010, DCM) or Rejected for Quality Reasons

@@ -41,6 +41,11 @@ class Refused(NodeError):
     #: Answered to the peer (PS3.4 B.2.3).
     status = 0xC000
 
+    def __init__(self, message: str | None = None, comment: str = "") -> None:
+        """`comment`: what the peer is told (PS3.7 C.1), without patients' data; unset: what all of its kind are."""
+        super().__init__(message)
+        self.comment = comment or (self.__doc__ or "").strip().splitlines()[0]
+
 
 class NotAuthorised(Refused):
     """The peer may not push such an object."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.association.wire import Answer
 from dicom_node.errors import CutOff, IdentityMismatch, NotAuthorised, NotUnderstood, OutOfResources, Refused
 from dicom_node.ledger import Ledger
 from dicom_node.reports.audit import AUDIT_CLASSES
@@ -18,7 +19,7 @@ from dicom_node.settings import Peer, Settings
 from dicom_node.spool import Part, Spool, Stored
 from dicom_node.spool.dataset import Identity, file_header, identify
 from dicom_node.study import Instance, Sender
-from dicom_node.uids import is_uid
+from dicom_node.uids import fault_of
 
 log = structlog.get_logger("receive")
 
@@ -75,16 +76,16 @@ class Reception:
         except Refused as refused:
             self._refuse(refused)
 
-    def finish(self) -> int:
+    def finish(self) -> Answer:
         """All of it has come: keep it, and say so or why not (PS3.4 B.2.3); every failure is a status."""
         try:
-            return self._keep()
+            return Answer(self._keep())
         except Refused as refused:
-            return self._refused_with(refused)
+            return Answer(self._refused_with(refused), refused.comment)
         except SQLAlchemyError as error:
             url = self._intake.ledger.engine.url.render_as_string()
             log.error("the ledger failed", ledger=url, reason=str(error.args[0]))
-            return OutOfResources.status
+            return Answer(OutOfResources.status, "the node's ledger does not answer; send it again later")
         finally:
             self.abandon()
 
@@ -132,8 +133,9 @@ def _header(announced: Announced, sender: Sender, peer: Peer) -> bytes:
     if not {"push", right} & peer.may:
         raise NotAuthorised(f'{sender.peer} may not send {announced.sop_class_uid}: add "{right}" to its may')
     for name, uid in (("class", announced.sop_class_uid), ("instance", announced.sop_instance_uid)):
-        if not is_uid(uid):
-            raise NotUnderstood(f"the command's SOP {name} UID is {uid[:64]!r}")
+        if fault := fault_of(uid):
+            comment = f"the command's SOP {name} UID is {fault}"
+            raise NotUnderstood(f"the command's SOP {name} UID is {uid[:64]!r}: {fault}", comment)
     return file_header(announced.sop_class_uid, announced.sop_instance_uid, announced.transfer_syntax, sender.ae_title)
 
 
@@ -149,11 +151,13 @@ def _identity(part: Part, transfer_syntax: str) -> Identity:
 def _compare(identity: Identity, announced: Announced) -> None:
     if identity.sop_instance_uid != announced.sop_instance_uid:
         raise IdentityMismatch(
-            f"the command announces {announced.sop_instance_uid}, the data set is {identity.sop_instance_uid}"
+            f"the command announces {announced.sop_instance_uid}, the data set is {identity.sop_instance_uid}",
+            "SOP Instance UID of the command is not that of the data set",
         )
     if identity.sop_class_uid not in (announced.sop_class_uid, ""):
         raise IdentityMismatch(
-            f"the command announces class {announced.sop_class_uid}, the data set is of {identity.sop_class_uid}"
+            f"the command announces class {announced.sop_class_uid}, the data set is of {identity.sop_class_uid}",
+            "SOP Class UID of the command is not that of the data set",
         )
 
 

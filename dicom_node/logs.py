@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import traceback
 import warnings
 
@@ -18,6 +19,7 @@ def configure(level: int = logging.INFO) -> None:
     """
     for library in ("pydicom", "highdicom"):
         warnings.filterwarnings("ignore", module=library)
+    threading.excepthook = _thread_failed
     terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     before: list[Processor] = [
@@ -49,6 +51,25 @@ def _of_others(before: list[Processor], renderer: Processor) -> logging.Handler:
         )
     )
     return handler
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """One line, as of all else; Celery would log a traceback in pieces, down to each single `^`."""
+    if failed.exc_value is not None:
+        name = failed.thread.name if failed.thread else ""
+        structlog.get_logger("thread").error("a thread failed", thread=name, reason=where(failed.exc_value))
+
+
+class Complaint:
+    """What goes wrong again and again is said once, until it is something else or has been over."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def is_new(self, reason: str) -> bool:
+        """Is this to be said? Empty: it is over."""
+        new, self._said = bool(reason) and reason != self._said, reason
+        return new
 
 
 def where(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def explained(problems: Sequence[Any], path: Path | None, text: str, known: Mapp
     return "\n".join(lines)
 
 
+def no_settings(names: Sequence[str]) -> list[str]:
+    """Variables of the environment that read as settings of ours and are none, each with what may be meant."""
+    ours = {f"DICOM_NODE_{name.upper()}" for name in names}
+    strange = sorted({name for name in os.environ if name.upper().startswith("DICOM_NODE_")} - ours)
+    near = {name: get_close_matches(name.upper(), ours, 1) for name in strange if name.upper() not in ours}
+    return [f"{name} is no setting{f', {meant[0]} is' if meant else ''}" for name, meant in near.items()]
+
+
 def _named(location: Location, text: str) -> str:
     """The setting as people call it: a peer by its name or AE title, and no place within a list."""
     match location:
@@ -52,7 +61,10 @@ def _peer(text: str, index: int) -> str:
 
 def _reason(problem: Any, location: Location, known: Mapping[str, Sequence[str]]) -> str:
     if problem["type"] == "extra_forbidden":
-        return f"no such setting; known: {', '.join(known.get(str(location[0]), known['']))}"
+        table = str(location[0]) if len(location) > 1 else ""
+        if table in known and location[-1] in known[""]:
+            return "no such setting in this table, it is the whole node's: write it above the first [[peers]] or [tls]"
+        return f"no such setting; known: {', '.join(known.get(table, known['']))}"
     if location == ("peers",) and problem["type"] == "tuple_type":
         return "write [[peers]], with two brackets, before every peer"
     if problem["type"] in ("frozen_set_type", "tuple_type"):

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import structlog
+from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
@@ -21,7 +22,7 @@ from dicom_node.association.admission import Admission, Caller, admit, crowded
 from dicom_node.association.messages import Begin
 from dicom_node.association.tls import Renewed
 from dicom_node.association.transport import SEATS, Listener, WaitingRoom, listen
-from dicom_node.association.wire import MAXIMUM_PDU, Command
+from dicom_node.association.wire import MAXIMUM_PDU, Answer, Command
 from dicom_node.commitment import Commitments
 from dicom_node.errors import CutOff, OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake, Reception
@@ -192,7 +193,7 @@ class Receiver:
     def _on_echo(self, event: evt.Event) -> int:
         return SUCCESS
 
-    def _on_store(self, event: evt.Event) -> int:
+    def _on_store(self, event: evt.Event) -> int | Dataset:
         """A whole object, where the fast path is not used (PS3.4 B.2.3)."""
         request, syntax = event.request, str(event.context.transfer_syntax)
         if not isinstance(request, C_STORE):
@@ -201,12 +202,21 @@ class Receiver:
         reception = self._reception(event.assoc, announced)
         try:
             reception.write(request.DataSet.getbuffer())
-            return reception.finish()
+            return _as_data_set(reception.finish())
         except CutOff as cut:
             self.turned_away(event.assoc.dul.guest.caller, str(cut))
             return OutOfResources.status
         finally:
             reception.abandon()
+
+
+def _as_data_set(said: Answer) -> Dataset:
+    """An answer as pynetdicom takes it."""
+    made = Dataset()
+    made.Status = said.status
+    if said.words:
+        made.ErrorComment = said.words.decode()
+    return made
 
 
 def _is_busy(association: Association) -> bool:

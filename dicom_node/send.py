@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -212,6 +212,11 @@ def preflight(peer: Peer, caller: Caller) -> dict[UID, tuple[UID, ...]]:
         sop_class: tuple(syntax for syntax in syntaxes if (sop_class, syntax) in accepted)
         for sop_class, syntaxes in WANTED.items()
     }
+
+
+def best_class(found: Mapping[UID, tuple[UID, ...]]) -> UID | None:
+    """As what our reports would go to a peer, by what `preflight` found; None where it would take none."""
+    return next((sop_class for sop_class in REPORT_CLASSES if set(PLAIN) & set(found.get(sop_class, ()))), None)
 
 
 def patient_id_of(peer: Peer, caller: Caller, study_uid: str) -> str | None:

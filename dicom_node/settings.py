@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,59 +25,20 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from dicom_node import forms
 from dicom_node.errors import ConfigurationError
-from dicom_node.mistakes import explained
+from dicom_node.mistakes import explained, no_settings
 
 CONFIG_VARIABLE = "DICOM_NODE_CONFIG"
 _PLACES = (Path("dicom-node.toml"), Path("/etc/dicom-node/dicom-node.toml"))
 
 
-def _ae_title(value: str) -> str:
-    """PS3.5 6.2, AE: 1 to 16 characters of the default repertoire, no backslash, no leading or trailing space."""
-    if not re.fullmatch(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?", value):
-        raise ValueError("an AE title has 1 to 16 characters, no backslash, no space at its ends")
-    return value
-
-
-def _host(value: str) -> str:
-    if value == "any":
-        return value
-    try:
-        ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", value):
-            raise ValueError("a host is an address, a network as 10.1.0.0/16, a host name, or any") from None
-    return value
-
-
-def _one_way(host: str) -> str:
-    """Hosts that are the same, written the same."""
-    try:
-        return str(ipaddress.ip_network(host, strict=False))
-    except ValueError:
-        return host.lower()
-
-
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
-        raise ValueError("write auto (the first GPU, else the CPU), cpu, cuda, cuda:1 ..., xpu or mps")
-    return value
-
-
-def _ledger(url: str | None) -> str | None:
-    parts = urlsplit(url or "sqlite://")
-    here = re.fullmatch(r"sqlite(\+pysqlite)?", parts.scheme) and not parts.netloc
-    if not here and not (re.fullmatch(r"postgresql(\+psycopg)?", parts.scheme) and parts.port != 0):
-        raise ValueError("write it as sqlite:////FILE or postgresql://USER@HOST/DATABASE; no other database will do")
-    return url
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
+AETitle = Annotated[str, AfterValidator(forms.ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Durability = Literal["each", "group"]
@@ -109,9 +68,10 @@ class Peer(BaseModel):
 
     #: What people call it; used on the command line and in logs.
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=64)
+    #: The AE title that it calls itself, and that we call.
     ae_title: AETitle
     #: Address, network, host name, or `any` for a peer that only pushes and whose address changes.
-    host: Annotated[str, AfterValidator(_host)]
+    host: Annotated[str, AfterValidator(forms.host)]
     #: Where it listens; needed to echo it and to send to it.
     port: Port | None = None
     #: Speaks TLS both ways: in plain it is refused, and we call it over TLS only. Needs a [tls] table.
@@ -154,6 +114,11 @@ class Peer(BaseModel):
         except ValueError:
             return str(address) in _addresses(self.host)
 
+    @property
+    def is_somewhere(self) -> bool:
+        """Is its host an address, or a name that can be looked up now? Asks the name server."""
+        return self.host == "any" or forms.is_address(self.host) or bool(_addresses(self.host))
+
 
 def _addresses(name: str) -> set[str]:
     try:
@@ -176,13 +141,13 @@ class Settings(BaseSettings):
     #: Folder for spool, reports and the default ledger; on a disk that survives.
     home: Path = Path("dicom-node-data")
     #: SQLAlchemy URL of the ledger; unset: SQLite in `home`. Several machines need PostgreSQL.
-    ledger: Annotated[str | None, AfterValidator(_ledger)] = None
+    ledger: Annotated[str | None, AfterValidator(forms.ledger)] = None
     #: Redis URL of the doorbell; unset: `dicom-node up` starts an embedded one that may lose anything.
-    broker: str | None = None
+    broker: Annotated[str | None, AfterValidator(forms.broker)] = None
     #: Bundle folder, or CLIP checkpoint for zero-shot use; unset: the bundle in the package.
     bundle: str | None = None
     #: auto, cpu, cuda, cuda:1 ...
-    device: Annotated[str, AfterValidator(_device)] = "auto"
+    device: Annotated[str, AfterValidator(forms.device)] = "auto"
     #: Seconds without a new image after which a study is complete.
     quiet_seconds: Seconds = 60.0
     #: Seconds without a new image after which a peer with `counts` is asked; before, its count grows as ours does.
@@ -231,8 +196,9 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(gt=0)] = 30.0
     #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
     purge_margin_mib: Annotated[int, Field(ge=0)] = 1024
-    #: Associations at a time, of each receiver; and those of one host.
+    #: Associations at a time, of each receiver.
     associations: Annotated[int, Field(ge=1)] = 64
+    #: Associations of one host at a time, of each receiver.
     associations_per_host: Annotated[int, Field(ge=1)] = 32
     #: Seconds that a silent peer is kept; 0x0000 within this time or the association ends.
     network_timeout: Seconds = 60.0
@@ -240,24 +206,20 @@ class Settings(BaseSettings):
     request_timeout: Seconds = 10.0
     #: Certificates for associations over TLS; unset: no TLS. Write it as a table: [tls].
     tls: Tls | None = None
+    #: Who may call us, and whom we call: a table [[peers]] for each.
     peers: tuple[Peer, ...] = ()
     #: Peers by name that get every report; unset: every peer that may get reports.
     destinations: tuple[str, ...] | None = None
 
-    @field_validator("broker")
+    @field_validator("tls")
     @classmethod
-    def _redis(cls, url: str | None) -> str | None:
-        if not url:
-            return url
-        parts = urlsplit(url)
-        try:
-            known = parts.scheme in ("redis", "rediss", "redis+socket") and (parts.port or True)
-            known = known and (parts.scheme == "redis+socket" or int(parts.path.strip("/") or 0) >= 0)
-        except ValueError:
-            known = False
-        if not known:
-            raise ValueError("write it as redis://HOST:6379/0 (rediss:// over TLS)")
-        return url
+    def _beside_the_plain_one(cls, tls: Tls | None, info: ValidationInfo) -> Tls | None:
+        if tls is not None and tls.port and tls.port == info.data.get("port"):
+            raise ValueError(
+                f"port = {tls.port} is the plain `port` too, and each would take half of the other's callers: "
+                "set another, 2762 is the registered one"
+            )
+        return tls
 
     @field_validator("peers")
     @classmethod
@@ -274,7 +236,7 @@ class Settings(BaseSettings):
         """Admission knows a caller by its AE title and host, and takes the first that fits."""
         first: dict[tuple[str, str], str] = {}
         for peer in peers:
-            other = first.setdefault((peer.ae_title, _one_way(peer.host)), peer.name)
+            other = first.setdefault((peer.ae_title, forms.one_way(peer.host)), peer.name)
             if other != peer.name:
                 raise ValueError(
                     f"{other!r} and {peer.name!r} are both {peer.ae_title} at {peer.host}: callers are all taken for "
@@ -357,6 +319,11 @@ _KNOWN = {
 }
 
 
+def strange_variables() -> list[str]:
+    """What stands in the environment in vain."""
+    return no_settings((*Settings.model_fields, "config"))
+
+
 def find_config(given: Path | None) -> Path | None:
     """The file that counts: given, named in the environment, or at one of the usual places."""
     named = given or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
@@ -373,8 +340,6 @@ def load_settings(given: Path | None = None) -> Settings:
     text = _read(path) if path else ""
 
     class FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=path)
-
         @classmethod
         def settings_customise_sources(
             cls,
@@ -384,7 +349,7 @@ def load_settings(given: Path | None = None) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return (env_settings, TomlConfigSettingsSource(settings_cls))
+            return (env_settings, InitSettingsSource(settings_cls, tomllib.loads(text)))
 
     try:
         return FromFile()
@@ -394,10 +359,14 @@ def load_settings(given: Path | None = None) -> Settings:
 
 def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # Windows' editors begin a file with a byte order mark
         tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigurationError(f"{path}:{line}: not UTF-8: save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{path}: not TOML: {error}") from error
     return text

@@ -47,4 +47,15 @@ def content_of(instances: Iterable[tuple[str, str]]) -> str:
 
 def is_uid(value: str) -> bool:
     """At most 64 characters of digits and points, lenient about leading zeros, which scanners write (PS3.5 9.1)."""
-    return len(value) <= 64 and _UID.fullmatch(value) is not None
+    return not fault_of(value)
+
+
+def fault_of(value: str) -> str:
+    """What keeps it from being a UID, without the value itself; empty where nothing does."""
+    if len(value) <= 64 and _UID.fullmatch(value):
+        return ""
+    if not value:
+        return "absent"
+    if not re.fullmatch(r"[0-9.]*", value):
+        return "not of digits and points only"
+    return "longer than 64 characters" if _UID.fullmatch(value) else "with a component without digits"

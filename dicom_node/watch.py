@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dicom_node.completion import Known, Steady, judge, to_prepare
 from dicom_node.counts import Counter
 from dicom_node.ledger import Ledger
+from dicom_node.logs import Complaint
 from dicom_node.planes import Planes
 from dicom_node.processes.notify import Signs, ready, stopping
 from dicom_node.settings import Settings
@@ -131,10 +132,13 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
 def _repeat(
     work: Callable[[], object], every: float, stop: threading.Event, after: Callable[[], object] = lambda: None
 ) -> None:
+    complaint = Complaint()
     while not stop.is_set():
         try:
             work()
+            complaint.is_new("")
         except (SQLAlchemyError, OSError) as error:
-            log.error("ledger or disk is away; trying again", reason=str(error.args[0]))
+            if complaint.is_new(reason := str(error.args[0])):
+                log.error("ledger or disk is away; trying again", reason=reason)
         after()
         stop.wait(every)

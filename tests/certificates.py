@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
@@ -29,7 +29,7 @@ class Authority:
         self, name: str, *hosts: str, port: int = 0, verify_names: bool = True, until: datetime | None = None
     ) -> Tls:
         """Certificate and key of `name`, valid for these hosts (else 127.0.0.1) and until then, as settings."""
-        begins = until - timedelta(days=30) if until else None
+        begins = min(until, datetime.now(UTC)) - timedelta(days=30) if until else None
         leaf = self.ca.issue_cert(*(hosts or ("127.0.0.1",)), not_before=begins, not_after=until)
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))

@@ -56,7 +56,7 @@ def admit(calling_ae: str, called_ae: str, host: str, settings: Settings, *, sec
         if peer.at(host):
             return Admission(peer) if secure or not peer.tls else _in_plain(peer, settings)
     if namesakes:
-        homes = ", ".join(peer.host for peer in namesakes)
+        homes = ", ".join(peer.host + ("" if peer.is_somewhere else " (cannot be looked up)") for peer in namesakes)
         return Admission(
             None,
             f"calling AE {calling!r} is known at {homes}, not at {host}",

@@ -26,6 +26,8 @@ from dicom_node.spool.dataset import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VE
 PATIENCE = 15
 #: Seconds after which a peer that reads nothing of what we send is given up by the network itself.
 _UNREAD = 60
+#: Seconds to learn why a peer was not reached.
+_ANEW = 3
 #: SOP classes, with the transfer syntaxes of one presentation context each.
 Contexts = Sequence[tuple[str, Sequence[str]]]
 
@@ -127,11 +129,21 @@ def _raise_why(association: Association, peer: Peer, sop_class: str, context: ss
     if association.rejected_contexts:
         raise NotTaken(f"{at(peer)} takes no {_called(sop_class)}")
     trouble = trouble_with(context, peer, PATIENCE) if context else None
-    raise Retry(f"{at(peer)} {trouble or _UNREACHED}")
+    raise Retry(f"{at(peer)} {trouble or _unreached(peer)}")
 
 
-#: A peer that wants TLS hangs up on us when we do not speak it, and says no word.
-_UNREACHED = "cannot be reached or did not answer; check host, port and firewall, and whether it wants tls = true"
+def _unreached(peer: Peer) -> str:
+    """It connects anew, since what pynetdicom meets on the way stays in its log."""
+    try:
+        socket.create_connection((peer.host, peer.port or 0), _ANEW).close()
+    except ConnectionRefusedError:
+        return "cannot be reached: connection refused; nothing listens there: check its port, and that it runs"
+    except TimeoutError:
+        return "cannot be reached: timed out; check host and the firewall, and that the machine is on"
+    except OSError as error:
+        return f"cannot be reached: {error.strerror or error}; check host and the network"
+    # a peer that wants TLS hangs up on us when we do not speak it, and says no word
+    return "did not answer; check port, and whether it wants tls = true"
 
 
 def _called(sop_class: str) -> str:

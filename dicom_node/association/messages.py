@@ -13,7 +13,7 @@ from pynetdicom import pdu_primitives
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 
-from dicom_node.association.wire import C_STORE_RQ, LONGEST_COMMAND, Command, Fragment, p_data, parse_command
+from dicom_node.association.wire import C_STORE_RQ, LONGEST_COMMAND, Answer, Command, Fragment, p_data, parse_command
 from dicom_node.errors import CutOff
 
 #: Requests of one association that may wait for their answers; one is agreed (PS3.7 D.3.3.3).
@@ -28,8 +28,8 @@ class Sink(Protocol):
     def write(self, data: memoryview) -> None:
         """The next bytes of its data set; they are gone afterwards."""
 
-    def finish(self) -> int:
-        """The data set is complete: the status to answer."""
+    def finish(self) -> Answer:
+        """The data set is complete: what to answer."""
 
     def abandon(self) -> None:
         """The rest will not come."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 
 import structlog
 
+from dicom_node.association.certificates import held, remedy_of
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import Peer, Settings, Tls
 
@@ -77,7 +79,7 @@ def trouble_with(context: ssl.SSLContext, peer: Peer, seconds: float) -> str | N
         return f"shows a certificate that we do not trust ({error.verify_message}); {remedy}"
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
-            return f"breaks the handshake off ({_why(error)}); it must speak TLS 1.2 or 1.3 and trust our certificate"
+            return f"breaks the handshake off ({_why(error)}); {remedy_of(error.reason)}"
         return f"speaks no TLS at this port ({_why(error)}); check its port, or set tls = false"
     except ConnectionResetError:
         return "speaks no TLS at this port (it hung up); check its port, or set tls = false"
@@ -88,14 +90,16 @@ def trouble_with(context: ssl.SSLContext, peer: Peer, seconds: float) -> str | N
 def _second_thought(side: ssl.SSLSocket) -> str | None:
     """With TLS 1.3 a server judges our certificate when we have done with the handshake; content, it says nothing."""
     side.settimeout(_SECOND_THOUGHT)
-    why = "it hung up"
+    why, remedy = "it hung up", "let it trust the CA of [tls] certificate"
     try:
         side.recv(1)
     except TimeoutError:
         return None
+    except ssl.SSLError as error:
+        why, remedy = _why(error), remedy_of(error.reason or "")
     except OSError as error:
         why = _why(error)
-    return f"does not trust our certificate ({why}); let it trust the CA of [tls] certificate"
+    return f"does not trust our certificate ({why}); {remedy}"
 
 
 def _context(protocol: ssl._SSLMethod, tls: Tls) -> ssl.SSLContext:
@@ -139,6 +143,7 @@ class Renewed:
         self._tls, self._make, self._lock = tls, make, Lock()
         self._seen = self._state()
         self._context = make(tls)
+        self._doubt()
 
     def context(self) -> ssl.SSLContext:
         """The context for the next connection."""
@@ -153,8 +158,14 @@ class Renewed:
         try:
             self._context = self._make(self._tls)
             log.info("certificates renewed", certificate=str(self._tls.certificate))
+            self._doubt()
         except ConfigurationError as error:
             log.error("certificates not renewed; the old ones stay in use", reason=str(error))
+
+    def _doubt(self) -> None:
+        """Say it where one of them is over, or soon will be."""
+        for doubt in filter(None, (one.doubt(time.time()) for one in held(self._tls))):
+            log.error("certificates need a person", reason=doubt)
 
     def _state(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_state_of(path) for path in (self._tls.certificate, self._tls.key, self._tls.ca))

@@ -8,6 +8,7 @@ socket and our upper layer provider (`provider`).
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import time
@@ -24,10 +25,11 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicom_node.association.admission import Caller
+from dicom_node.association.certificates import remedy_of
 from dicom_node.association.provider import Door, Guest, equip
 from dicom_node.association.tls import Renewed
 from dicom_node.association.wire import AN_ABORT, ASSOCIATE_RQ, HEADER, pdu_length, rejection
-from dicom_node.errors import CutOff
+from dicom_node.errors import ConfigurationError, CutOff
 
 log = structlog.get_logger("transport")
 
@@ -135,7 +137,8 @@ class Listener(ThreadedAssociationServer):
         except CutOff as cut:
             self._turn_away(visitor, str(cut))
         except ssl.SSLError as error:
-            self._turn_away(visitor, f"TLS: {error.reason or 'handshake failed'}", _TLS_REMEDY)
+            reason = failure(error)
+            self._turn_away(visitor, reason, remedy_of(reason))
         except TimeoutError:
             self._turn_away(visitor, f"no association request within {self._patience:g} s")
         except OSError:  # it hung up before it said anything whole, as port scanners and health checks do
@@ -173,7 +176,10 @@ class Listener(ThreadedAssociationServer):
         log.exception("a connection could not be served", host=str(client_address[0]))
 
 
-_TLS_REMEDY = "it needs a certificate of a CA in [tls] ca, and TLS 1.2 with ECDHE and AEAD, or 1.3"
+def failure(error: ssl.SSLError) -> str:
+    """A handshake's end, as the ledger keeps it and `remedy_of` knows it."""
+    found = getattr(error, "verify_message", "")
+    return f"TLS: {error.reason or 'handshake failed'}{f' ({found})' if found else ''}"
 
 
 class Handler(RequestHandler):
@@ -244,10 +250,26 @@ def _end(connection: socket.socket, last_words: bytes) -> None:
 
 
 def listen(entity: ApplicationEntity, address: tuple[str, int], handlers: list[Any], **options: Any) -> Listener:
-    """A started listener of this application entity; `options` as `Listener` takes them."""
-    listener: Listener = entity.make_server(address, evt_handlers=handlers, server_class=Listener, **options)
+    """A started listener of this application entity; `options` as `Listener` takes them.
+
+    Raises:
+        ConfigurationError: nobody can listen there.
+    """
+    try:
+        listener: Listener = entity.make_server(address, evt_handlers=handlers, server_class=Listener, **options)
+    except OSError as error:
+        raise ConfigurationError(unheard(*address, error)) from error
     listener.start()
     return listener
+
+
+def unheard(host: str, port: int, trouble: OSError) -> str:
+    """Why nobody can listen there, and what mends it."""
+    if trouble.errno == errno.EADDRINUSE:
+        mended = "is another `dicom-node up` running? End it, or a receiver that it left, or set another `port`"
+        return f"cannot listen at {host}:{port}: {trouble.strerror}; {mended}"
+    below = ": let the service bind ports below 1024 (CAP_NET_BIND_SERVICE)" if port < 1024 else ""
+    return f"cannot listen at {host}:{port} ({trouble.strerror}){below}; or set another `bind` or `port`"
 
 
 def trouble_at(host: str, port: int) -> OSError | None:

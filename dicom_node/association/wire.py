@@ -24,13 +24,14 @@ LONGEST_PDU = 1 << 18
 LONGEST_COMMAND = 1 << 14
 
 #: Command elements (PS3.7 E.1) by their number in group 0000.
-_CLASS_UID, _COMMAND, _MESSAGE_ID, _RESPONDED_TO, _DATA_SET, _STATUS, _INSTANCE_UID = (
+_CLASS_UID, _COMMAND, _MESSAGE_ID, _RESPONDED_TO, _DATA_SET, _STATUS, _COMMENT, _INSTANCE_UID = (
     0x0002,
     0x0100,
     0x0110,
     0x0120,
     0x0800,
     0x0900,
+    0x0902,
     0x1000,
 )
 C_STORE_RQ, _C_STORE_RSP, _C_CANCEL_RQ = 0x0001, 0x8001, 0x0FFF
@@ -82,6 +83,20 @@ def fragments(variable_field: memoryview) -> Iterator[Fragment]:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the sender of an object is told: a status, and why it failed."""
+
+    status: int
+    comment: str = ""
+
+    @property
+    def words(self) -> bytes:
+        """The comment as a value of LO (PS3.5 6.2): 64 characters of the default repertoire, of even length."""
+        plain = "".join(c for c in self.comment if c.isascii() and c.isprintable() and c != "\\")[:64].encode()
+        return plain + b" " * (len(plain) % 2)
+
+
+@dataclass(frozen=True)
 class Command:
     """A command set: what is asked, and whether a data set follows."""
 
@@ -117,7 +132,7 @@ class Command:
     def _uid(self, element: int) -> str:
         return self.elements.get(element, b"").decode("ascii", "replace").strip("\0 ")
 
-    def stored(self, status: int) -> bytes:
+    def stored(self, said: Answer) -> bytes:
         """The body of the C-STORE-RSP to this request (PS3.7 9.3.1.2)."""
         self._number(_MESSAGE_ID)
         answer = {
@@ -125,7 +140,8 @@ class Command:
             _COMMAND: _word(_C_STORE_RSP),
             _RESPONDED_TO: self.elements[_MESSAGE_ID],
             _DATA_SET: _word(_NO_DATA_SET),
-            _STATUS: _word(status),
+            _STATUS: _word(said.status),
+            **({_COMMENT: said.words} if said.words else {}),
             _INSTANCE_UID: self.elements.get(_INSTANCE_UID, b""),
         }
         return encode_command(answer)

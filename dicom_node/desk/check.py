@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from pydicom.uid import SecondaryCaptureImageStorage
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
+from dicom_node.association.certificates import held
 from dicom_node.association.tls import server_context
-from dicom_node.association.transport import trouble_at
+from dicom_node.association.transport import trouble_at, unheard
 from dicom_node.desk.orders import known_receivers
 from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
-from dicom_node.send import echo
-from dicom_node.settings import Settings
+from dicom_node.send import best_class, echo, preflight
+from dicom_node.settings import Peer, Settings, Tls, strange_variables
+from dicom_node.study import REPORT_CLASSES
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
 from labeler.place import is_here
@@ -43,14 +50,21 @@ class Row:
     setting: str
     state: str = ""
     well: bool = True
+    doubtful: bool = False
+
+
+class Doubt(NodeError):
+    """It works, but not for long or not for all; a person should look."""
 
 
 def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     """Everything, in the order of the file; `ask`: the broker, the database and every peer with a port too."""
     yield _tried("we are", f"{settings.ae_title} at {settings.bind}:{settings.port}", lambda: _may_listen(settings))
-    yield from _own(settings)
-    if settings.ledger_file is None and ask:
-        yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_answers(settings.ledger_url))
+    if strange := strange_variables():
+        yield Row("environment", "", "; ".join(strange), doubtful=True)
+    yield from _own(settings, ask)
+    if (tls := settings.tls) is not None:
+        yield _tried("tls ends", str(tls.certificate), lambda: _in_time(tls))
     yield _tried("reserve", f"{settings.reserve_mib} MiB stay free", lambda: _room(settings))
     broker = _shown(settings.broker or "embedded")
     yield _tried("broker", broker, lambda: _broker_answers(settings) if settings.broker and ask else "")
@@ -58,13 +72,11 @@ def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     yield _tried("bundle", bundle, lambda: _model(settings))
     if ask:
         yield _tried("deliveries", "to peers of these settings", lambda: known_receivers(settings))
+    yield _tried("images come from", "", lambda: _pushers(settings))
     yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
-        if peer.port and ask:
-            yield _tried(f"peer {peer.name}", what, lambda name=peer.name: _echoed(settings, name))  # type: ignore[misc]
-        else:
-            yield Row(f"peer {peer.name}", what, "not asked" if peer.port else "no port, not asked")
+        yield _tried(f"peer {peer.name}", what, partial(_asked, settings, peer) if ask else lambda: "not asked")
 
 
 def must_work(settings: Settings) -> None:
@@ -81,18 +93,23 @@ def must_work(settings: Settings) -> None:
 def table_of(rows: Iterator[Row], config: Path | None) -> tuple[Table, bool]:
     """What was looked at in words, and whether all is well."""
     seen = list(rows)
-    cells = ((row.what, row.setting, Text(row.state, "" if row.well else "red")) for row in seen)
+    cells = ((row.what, row.setting, Text(row.state, _style(row))) for row in seen)
     made = table(f"Settings from {config or 'the defaults and the environment'}", ("what", "setting", "state"), cells)
     return made, all(row.well for row in seen)
 
 
-def _own(settings: Settings) -> Iterator[Row]:
-    """What is looked at on this machine alone, at once."""
+def _style(row: Row) -> str:
+    return "red" if not row.well else "yellow" if row.doubtful else ""
+
+
+def _own(settings: Settings, ask: bool = False) -> Iterator[Row]:
+    """What is looked at on this machine alone, at once; `ask`: the database too."""
     yield _tried("home", str(settings.home), lambda: _folder(settings.home))
     if (file := settings.ledger_file) is not None:
         yield _tried("ledger", _shown(settings.ledger_url), lambda: _database_file(file))
     else:
-        yield _tried("ledger", _shown(settings.ledger_url), lambda: _driver(settings.ledger_url))
+        look = _database_answers if ask else _driver
+        yield _tried("ledger", _shown(settings.ledger_url), lambda: look(settings.ledger_url))
     if (tls := settings.tls) is not None:
         yield _tried("tls", str(tls.certificate), lambda: f"port {tls.port}" if server_context(tls) else "")
 
@@ -100,8 +117,21 @@ def _own(settings: Settings) -> Iterator[Row]:
 def _tried(what: str, setting: str, look: Callable[[], str]) -> Row:
     try:
         return Row(what, setting, look())
+    except Doubt as doubt:
+        return Row(what, setting, str(doubt), doubtful=True)
     except (NodeError, LabelerError) as error:
         return Row(what, setting, str(error), well=False)
+
+
+def _in_time(tls: Tls) -> str:
+    """Our certificates end one day; a node starts all the same, since its plain port takes images."""
+    now, all_held = time.time(), tuple(held(tls))
+    told = "; ".join(filter(None, (one.doubt(now) for one in all_held)))
+    if any(one.is_over(now) or now < one.begins for one in all_held):
+        raise ConfigurationError(told)
+    if told:
+        raise Doubt(told)
+    return min(all_held, key=lambda one: one.until).stands(now)
 
 
 def _shown(url: str) -> str:
@@ -114,10 +144,7 @@ def _may_listen(settings: Settings) -> str:
     for port in (settings.port, *([settings.tls.port] if settings.tls else [])):
         trouble = trouble_at(settings.bind, port)
         if trouble is not None and trouble.errno != errno.EADDRINUSE:
-            below = ": let the service bind ports below 1024 (CAP_NET_BIND_SERVICE)" if port < 1024 else ""
-            raise ConfigurationError(
-                f"cannot listen at {settings.bind}:{port} ({trouble.strerror}){below}; or set another `bind` or `port`"
-            )
+            raise ConfigurationError(unheard(settings.bind, port, trouble))
         taken += [str(port)] if trouble else []
     return f"{' and '.join(taken)} taken: by this node if it runs, else by another program" if taken else "free"
 
@@ -144,7 +171,28 @@ def _database_file(file: Path) -> str:
     if file.is_dir():
         raise ConfigurationError(f"{file} is a folder, and a file is wanted: write sqlite:///{file}/ledger.sqlite")
     _folder(file.parent)
-    return "exists" if file.exists() else "will be made"
+    if not file.exists():
+        return "will be made"
+    _readable(file)
+    return "exists"
+
+
+def _readable(file: Path) -> None:
+    """Opens it as it is, and looks into every table."""
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE)) as ledger:
+            tables = ledger.execute("select name from sqlite_master where type = 'table'").fetchall()
+            for (name,) in tables:
+                ledger.execute(f'select * from "{name}" limit 1').fetchone()
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise Doubt(f"{file} could not be read within {_PATIENCE} s ({error}): try again") from error
+        raise ConfigurationError(f"{file} cannot be read ({error}): give it to the node's user") from error
+    except sqlite3.DatabaseError as error:
+        raise ConfigurationError(
+            f"{file} is damaged ({error}): stop the node and put its backup back, or move it away, with its -wal and "
+            "-shm: without a ledger, what is in spool/ is labelled and sent again (Restore in deploy/README.md)"
+        ) from error
 
 
 def _driver(url: str) -> str:
@@ -194,7 +242,36 @@ def _model(settings: Settings) -> str:
     return f"loads: {done.stdout.strip()}"
 
 
-def _echoed(settings: Settings, name: str) -> str:
+def _asked(settings: Settings, peer: Peer) -> str:
+    if peer.port is None:
+        return _looked_up(peer)
     with Caller(settings) as caller:
-        echo(settings.peer(name), caller)
-    return "answers"
+        echo(peer, caller)
+        return _takes_reports(peer, caller) if peer in settings.receivers_of_reports else "answers"
+
+
+def _takes_reports(peer: Peer, caller: Caller) -> str:
+    found = preflight(peer, caller)
+    wanting = f"answers, and would refuse our {{}}: let it accept {{}} (`dicom-node preflight {peer.name}`)"
+    if (best := best_class(found)) is None:
+        raise Retry(wanting.format("reports", f"{REPORT_CLASSES[0].name} in Implicit VR Little Endian"))
+    if peer.sheet and not found[SecondaryCaptureImageStorage]:
+        raise Doubt(f"{wanting.format('sheets', SecondaryCaptureImageStorage.name)}, or set sheet = false")
+    return f"answers, takes {best.name}"
+
+
+def _pushers(settings: Settings) -> str:
+    names = [peer.name for peer in settings.peers if "push" in peer.may]
+    if not names:
+        raise Doubt('nobody may push: add a [[peers]] table with may = ["push"] for every scanner')
+    return ", ".join(names)
+
+
+def _looked_up(peer: Peer) -> str:
+    """Of one that only calls us: a name that nobody knows lets nobody in."""
+    if not peer.is_somewhere:
+        raise Doubt(
+            f"{peer.host} cannot be looked up, and whoever calls as {peer.ae_title} is turned away: check host in "
+            f"[[peers]] {peer.name!r} and the name server, or write its address"
+        )
+    return "no port, not asked"

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from typing import Any
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from dicom_node.association.certificates import held
+from dicom_node.association.tls import server_context
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, said_by_driver, study
@@ -45,6 +48,20 @@ _COMMANDS = {
     "label": "worker --queues label --hostname label@%h",
     "deliver": "worker --queues deliver --hostname deliver@%h --pool threads --concurrency 8",
 }
+#: Where deploy/ puts the unit for all, on machines that systemd runs.
+_UNITS = tuple(Path(f"{place}/systemd/system/dicom-node.target") for place in ("/etc", "/usr/lib", "/usr/local/lib"))
+#: How calls of ours fail, in the words of `association.call`.
+_ANSWERS = (
+    "cannot be looked up",
+    "connection refused",
+    "timed out",
+    "rejected the association",
+    "certificate",
+    "speaks no TLS",
+    "did not answer",
+    "no answer within",
+    "cannot be reached",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ def findings(settings: Settings, ledger: Ledger, ahead: Iterable[tuple[str, floa
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
     yield from _disk(settings)
+    yield from _certificates(settings)
     clocks = dict(skews(settings, ledger) if ahead is None else ahead)
     if settings.broker and "broker" not in clocks:
         yield Finding("broker", "does not answer", "start it; the ledger keeps all work until then")
@@ -111,7 +129,14 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
         else:
             yield Finding(sign.process, sign.doing, _NO_MODEL if sign.doing.startswith(UNFIT) else "")
     for kind in missing(sign.process for sign in signs):
-        yield Finding(kind, "does not run", f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all")
+        yield Finding(kind, "does not run", _start(kind))
+
+
+def _start(kind: str) -> str:
+    """How a part of the node is started on this machine."""
+    if any(unit.exists() for unit in _UNITS):
+        return "systemctl start dicom-node.target; `journalctl -u 'dicom-node-*'` says why it ended"
+    return f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all"
 
 
 def missing(processes: Iterable[str]) -> list[str]:
@@ -149,7 +174,14 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     count, worst = tuple(ledger.rows(tried)[0])
     remedy = "`dicom-node deliveries` tells why; they are sent again by themselves" if count else ""
     attempts = f", up to {worst} attempts" if worst else ""
-    yield Finding("waiting for an archive", f"{count} deliveries{attempts}", remedy)
+    ailing = [f"{one.name} ({_answer(one.detail)})" for one in ledger.deliveries.destinations.ailing()] if count else []
+    state = f"{count} deliveries{attempts}{': ' if ailing else ''}{', '.join(ailing)}"
+    yield Finding("waiting for an archive", state, remedy)
+
+
+def _answer(detail: str) -> str:
+    """What a destination's last answer comes down to, without its own words: they may name a patient."""
+    return next((words for words in _ANSWERS if words in detail), "its last answer was no success")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -162,6 +194,20 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk of home", f"every push is refused (0xA700): {state}", _MAKE_ROOM)
     else:
         yield Finding("disk of home", state)
+
+
+def _certificates(settings: Settings) -> Iterator[Finding]:
+    """As peers see them: until when they hold, and whether the receiver could take them up now."""
+    if (tls := settings.tls) is None:
+        return
+    try:
+        server_context(tls)
+        now = time.time()
+        for one in held(tls):
+            yield Finding(f"TLS {one.setting}", one.stands(now), one.doubt(now))
+    except ConfigurationError as error:
+        remedy = "put files back that belong together (`dicom-node config check`); they count at once"
+        yield Finding("TLS certificate", f"cannot be used: {error}", remedy)
 
 
 def _clocks(ahead: Mapping[str, float]) -> Iterator[Finding]:

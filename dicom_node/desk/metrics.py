@@ -15,7 +15,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from sqlalchemy import func, select
 
+from dicom_node.association.certificates import held
 from dicom_node.desk.health import Finding, findings, signs_of, skews
+from dicom_node.errors import ConfigurationError
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
 from dicom_node.settings import Settings
@@ -67,8 +69,17 @@ def figures(settings: Settings, ledger: Ledger) -> Iterator[Figure]:
     if settings.home.is_dir():
         free = shutil.disk_usage(settings.home).free
         yield Figure("home_free_bytes", "Free room on the disk of home.", values={(): free})
+    says = "When the first certificate of a file of [tls] ends, seconds since the epoch; none while it cannot be read."
+    yield Figure("certificate_expiry_timestamp_seconds", says, ("file",), _ends(settings))
     skew: Values = {(name,): seconds for name, seconds in ahead}
     yield Figure("clock_skew_seconds", "How far another clock is ahead of the node's.", ("clock",), skew)
+
+
+def _ends(settings: Settings) -> Values:
+    try:
+        return {(one.setting,): one.until for one in held(settings.tls)} if settings.tls else {}
+    except ConfigurationError:  # told by the verdict
+        return {}
 
 
 def _verdict(found: list[Finding]) -> Iterator[Figure]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dicom_node.association.admission import admit
+from dicom_node.association.certificates import remedy_of
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import refusal
 from dicom_node.settings import Settings
@@ -35,6 +36,8 @@ def rejections(ledger: Ledger, settings: Settings) -> Iterator[Rejection]:
 
 
 def _remedy(calling_ae: str, called_ae: str, host: str, reason: str, settings: Settings) -> str:
+    if reason.startswith("TLS: "):
+        return remedy_of(reason)
     for secure in (True, False):
         admission = admit(calling_ae, called_ae, host, settings, secure=secure)
         if admission.reason == reason:

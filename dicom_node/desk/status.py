@@ -20,7 +20,7 @@ from dicom_node.desk.tables import listed, moment, table
 from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
-from dicom_node.send import PLAIN
+from dicom_node.send import best_class
 from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport
 
 
@@ -172,7 +172,7 @@ def accepted(found: Mapping[UID, tuple[UID, ...]], peer: str) -> tuple[Table, bo
         for sop_class, syntaxes in found.items()
     ]
     made = table(f"{peer} would take", ("SOP class", "transfer syntaxes"), rows)
-    best = next((sop_class for sop_class in REPORT_CLASSES if set(PLAIN) & set(found.get(sop_class, ()))), None)
+    best = best_class(found)
     made.caption = (
         f"reports would go there as {best.name}"
         if best

@@ -308,7 +308,7 @@ def _postgresql(url: str, patience: int) -> Engine:
         engine = create_engine(url, pool_pre_ping=True, connect_args=bounds, hide_parameters=True)
     except ImportError as error:
         raise ConfigurationError(
-            'a ledger on PostgreSQL needs psycopg, which is not installed: pip install "dicom-anatomy-node[postgresql]"'
+            'a ledger on PostgreSQL needs psycopg, which is not installed: in the checkout, pip install ".[postgresql]"'
         ) from error
 
     @event.listens_for(engine, "connect")

@@ -16,7 +16,7 @@ from typing import IO
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.association.transport import trouble_at
+from dicom_node.association.transport import trouble_at, unheard
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.processes.notify import receiver_name
@@ -90,8 +90,7 @@ def await_ports(settings: Settings, patience: float = 10.0) -> None:
         while (trouble := trouble_at(settings.bind, port)) is not None:
             taken = trouble.errno == errno.EADDRINUSE
             if not taken or time.monotonic() > deadline:
-                told = "is another `dicom-node up` running?" if taken else "see bind and port in the settings"
-                raise ConfigurationError(f"{settings.bind}:{port}: {trouble.strerror}; {told}")
+                raise ConfigurationError(unheard(settings.bind, port, trouble))
             time.sleep(0.2)
 
 

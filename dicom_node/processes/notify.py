@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.ledger import Ledger
+from dicom_node.logs import Complaint
 from dicom_node.study import Pulse
 
 log = structlog.get_logger("notify")
@@ -73,6 +74,7 @@ class Signs:
 
     def _write(self) -> None:
         doing: str | None = ""
+        complaint = Complaint()
         while doing is not None:
             doing = self._doing.get()
             try:
@@ -80,8 +82,10 @@ class Signs:
                     self.ledger.pulses.leave(self.process)
                 else:
                     self.ledger.pulses.enter(Pulse(self.process, doing, self.ledger.clock()))
+                complaint.is_new("")
             except SQLAlchemyError as error:
-                log.error("the ledger is away", process=self.process, reason=str(error.args[0]))
+                if complaint.is_new(reason := str(error.args[0])):
+                    log.error("the ledger is away", process=self.process, reason=reason)
 
 
 def _tell(state: str) -> None:

@@ -15,7 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import NodeError
 from dicom_node.ledger import Ledger
+from dicom_node.logs import Complaint
 from dicom_node.logs import configure as configure_logs
+from dicom_node.patience import pause
 from dicom_node.processes import notify
 from dicom_node.processes.watchdog import Watchdog
 from dicom_node.settings import Settings
@@ -31,6 +33,8 @@ T = TypeVar("T")
 
 #: Exit code of a worker that ends itself (EX_SOFTWARE).
 STALLED = 70
+#: Longest pause between two tries to open what a worker needs, seconds.
+_LONGEST_PAUSE = 30.0
 #: Pools that run tasks in this process, where their beginning and end are heard.
 _NEAR = ("solo", "thread")
 
@@ -61,6 +65,7 @@ class Guard:
         self._watcher: threading.Thread | None = None
         self._model: Model | None = None
         self._told_to_end = False
+        self._complaint = Complaint()
 
     def listen(self) -> None:
         for signal, hear in (
@@ -99,12 +104,15 @@ class Guard:
 
     def _waited_for(self, opened: Callable[[], T]) -> T | None:
         """What needs the ledger, which may be away when this process starts; None where it is told to end before."""
+        attempt = 0
         while not self._stop.is_set():
             try:
                 return opened()
             except (NodeError, SQLAlchemyError) as error:
-                log.error("not ready for work; trying again", reason=str(error.args[0]))
-                self._stop.wait(self.settings.sign_seconds)
+                if self._complaint.is_new(reason := str(error.args[0])):
+                    log.error("not ready for work; trying again", worker=self.name, reason=reason)
+                attempt += 1
+                self._stop.wait(pause(attempt, _LONGEST_PAUSE))
         return None
 
     def _began(self, task_id: str, task: Any, **_: Any) -> None:

@@ -16,7 +16,7 @@ from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from dicom_node.errors import NotUnderstood
-from dicom_node.uids import derived, is_uid
+from dicom_node.uids import derived, fault_of
 
 #: What we are called in File Meta Information; our own, derived once from the product's name.
 IMPLEMENTATION_CLASS_UID = derived("dicom-node", "implementation class")
@@ -135,8 +135,9 @@ def _identity(found: dict[int, bytes]) -> Identity:
     named = {"StudyInstanceUID": _STUDY, "SeriesInstanceUID": _SERIES, "SOPInstanceUID": _SOP_INSTANCE}
     uids = {name: _plain(found.get(tag, b"")) for name, tag in named.items()}
     for name, value in uids.items():
-        if not is_uid(value):
-            raise NotUnderstood(f"{name} is {value[:64]!r}" if value else f"{name} is absent")
+        if fault := fault_of(value):
+            comment = f"{name} is {fault}"
+            raise NotUnderstood(f"{name} is {value[:64]!r}: {fault}" if value else comment, comment)
     return Identity(
         sop_class_uid=_plain(found.get(_SOP_CLASS, b"")),
         sop_instance_uid=uids["SOPInstanceUID"],

@@ -62,6 +62,16 @@ def test_processes_that_live_are_well_and_the_others_are_named(
     assert "dicom-node receive" in shown
 
 
+def test_where_systemd_runs_the_node_its_command_is_named(
+    settings: Settings, ledger: Ledger, clock: SetClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = tmp_path / "dicom-node.target"
+    monkeypatch.setattr("dicom_node.desk.health._UNITS", (unit,))
+    assert "`dicom-node up`" in found(settings, ledger)["watch"].remedy
+    unit.touch()
+    assert found(settings, ledger)["watch"].remedy.startswith("systemctl start dicom-node.target")
+
+
 def test_a_worker_without_a_model_is_not_well(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
     ledger.pulses.enter(Pulse("label@a", "cannot load the model: no such folder", clock.now))
     assert "mend `bundle` or `device` in the settings" in found(settings, ledger)["label@a"].remedy

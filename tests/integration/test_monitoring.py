@@ -130,6 +130,27 @@ def test_a_delivery_under_way_is_no_ill_health_and_one_that_failed_is(
     assert to_an_archive(settings, ledger).remedy == ""
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("pacs (PACS at 10.0.0.9:104) cannot be reached: connection refused; nothing listens", "connection refused"),
+        ("pacs (PACS at 10.0.0.9:104) cannot be reached: timed out; check host", "timed out"),
+        ("pacs (PACS at p.invalid:104) cannot be looked up: unknown", "cannot be looked up"),
+        ("0xC001: no room for Doe^Jane", "its last answer was no success"),
+    ],
+)
+def test_the_archive_that_is_waited_for_is_named(
+    settings: Settings, ledger: Ledger, clock: SetClock, answer: str, told: str
+) -> None:
+    reported(ledger)
+    due = ledger.deliveries.claim("pacs", 60)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.WAITING, answer, next_at=clock.now + 5)
+    with ledger.engine.begin() as connection:
+        ledger.deliveries.destinations.failed(connection, "pacs", answer, lambda _: 0.0)
+    assert to_an_archive(settings, ledger).state == f"1 deliveries, up to 1 attempts: pacs ({told})"
+
+
 def test_a_commitment_that_is_awaited_is_no_ill_health(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
     reported(ledger)
     due = ledger.deliveries.claim("pacs", 60)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -12,6 +14,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, Verification
 
+from dicom_node.association import call
 from dicom_node.association.call import Caller
 from dicom_node.desk.status import accepted
 from dicom_node.errors import Quarantine, Retry
@@ -57,6 +60,18 @@ def test_a_peer_without_reports_is_told_apart(takes_pictures: bool) -> None:
 
 def test_a_peer_that_is_not_there_is_said_to_be_so() -> None:
     with pytest.raises(Retry, match="cannot be reached"):
+        preflight(a_peer(free_port()), Caller(Settings()))
+
+
+def test_how_a_peer_was_not_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Retry, match="cannot be reached: connection refused; nothing listens there"):
+        preflight(a_peer(free_port()), Caller(Settings()))
+
+    def late(*_: object) -> socket.socket:
+        raise TimeoutError
+
+    monkeypatch.setattr(call.socket, "create_connection", late)
+    with pytest.raises(Retry, match="cannot be reached: timed out; check host and the firewall"):
         preflight(a_peer(free_port()), Caller(Settings()))
 
 

@@ -358,7 +358,7 @@ def pushed(bench: Bench, image: Dataset) -> int:
     peer = Peer(name="ct1", ae_title="CT1", host="any")
     coming = Intake(bench.settings, bench.spool, bench.ledger).begin(named, Sender("CT1", "h", "ct1"), peer)
     coming.write(bytes_of(image))
-    return coming.finish()
+    return coming.finish().status
 
 
 # -- reconciliation ------------------------------------------------------------------------------------------------

@@ -82,10 +82,14 @@ def associated(receiver: Receiver, calling: str = "CT1", called: str = "ANATOMY"
 
 
 def pushed(receiver: Receiver, images: list[Dataset], *contexts: tuple) -> list[int]:
+    return [answer.Status for answer in answers(receiver, images, *contexts)]
+
+
+def answers(receiver: Receiver, images: list[Dataset], *contexts: tuple) -> list[Dataset]:
     association = associated(receiver, "CT1", "ANATOMY", *contexts)
     assert association.is_established
     try:
-        return [association.send_c_store(image).Status for image in images]
+        return [association.send_c_store(image) for image in images]
     finally:
         association.release()
 
@@ -176,7 +180,8 @@ def test_what_a_former_version_received_is_known_by_its_sha_256(receiver: Receiv
 
 def test_an_object_that_names_no_study_is_refused_with_the_reason(receiver: Receiver, ledger: Ledger) -> None:
     images = changed(a_series("leg", 1, name="nostudy"), lambda image: delattr(image, "StudyInstanceUID"))
-    assert pushed(receiver, images) == [0xC000]
+    (answer,) = answers(receiver, images)
+    assert (answer.Status, answer.ErrorComment) == (0xC000, "StudyInstanceUID is absent")
     ((reason, _),) = ledger.counts(refusal, refusal.c.reason)
     assert reason == "StudyInstanceUID is absent"
 
@@ -244,7 +249,7 @@ def test_the_file_is_what_a_viewer_opens(receiver: Receiver, ledger: Ledger) -> 
 
 
 def everything(home: Path, fast: bool, images: list[Dataset], *contexts: tuple) -> tuple[list, dict, list, list]:
-    """Statuses, files, rows and refusals of one push."""
+    """Answers, files, rows and refusals of one push."""
     settings = Settings(
         bind="127.0.0.1",
         port=0,
@@ -257,7 +262,7 @@ def everything(home: Path, fast: bool, images: list[Dataset], *contexts: tuple) 
     receiver = Receiver(settings, Spool(home), ledger)
     receiver.start()
     try:
-        statuses = pushed(receiver, images, *contexts)
+        told = answers(receiver, images, *contexts)
     finally:
         receiver.stop()
     files = {path.relative_to(home): path.read_bytes() for path in receiver.spool.files()}
@@ -265,7 +270,7 @@ def everything(home: Path, fast: bool, images: list[Dataset], *contexts: tuple) 
     rows = [replace(i, path=i.path.relative_to(home), received_at=0.0) for uid in uids for i in ledger.instances(uid)]
     refused = sorted(row.reason for row in ledger.rows(refusal.select()))
     ledger.engine.dispose()
-    return statuses, files, rows, refused
+    return [(answer.Status, answer.get("ErrorComment")) for answer in told], files, rows, refused
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
@@ -284,7 +289,7 @@ def test_the_fast_path_does_what_pynetdicom_does(tmp_path: Path, syntax: str) ->
     fast = everything(tmp_path / "fast", True, push(), contexts)
     plain = everything(tmp_path / "plain", False, push(), contexts)
     assert fast == plain
-    assert fast[0] == [0, 0, 0, 0, 0, 0xC000]
+    assert fast[0] == [*[(0, None)] * 5, (0xC000, "SeriesInstanceUID is absent")]
     assert len(fast[1]) == len(fast[2]) == 5
 
 

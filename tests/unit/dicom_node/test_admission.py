@@ -51,6 +51,14 @@ def test_everybody_else_is_told_why_and_what_would_admit(calling, called, host, 
     assert remedy in admission.remedy
 
 
+def test_a_home_that_cannot_be_looked_up_is_told_in_the_rejection(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dicom_node.settings._addresses", lambda _: set())
+    settings = Settings(peers=(Peer(name="ct1", ae_title="CT1", host="ct1.invalid"),))
+    admission = admit("CT1", "ANATOMY", "10.1.0.1", settings)
+    assert admission.reason == "calling AE 'CT1' is known at ct1.invalid (cannot be looked up), not at 10.1.0.1"
+    assert 'host = "10.1.0.1"' in admission.remedy
+
+
 @given(st.text(max_size=16), st.ip_addresses().map(str))
 def test_no_title_and_address_outside_the_settings_is_let_in(calling, host):
     admission = admit(calling, "ANATOMY", host, SETTINGS)

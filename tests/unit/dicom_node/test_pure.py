@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dicom_node.completion import by_quiet_time
 from dicom_node.patience import pause
 from dicom_node.study import TRANSITIONS, State
-from dicom_node.uids import content_of, derived, is_uid, report_series_uid, report_uid
+from dicom_node.uids import content_of, derived, fault_of, is_uid, report_series_uid, report_uid
 
 
 def test_complete_after_the_quiet_time_and_not_before():
@@ -101,3 +101,20 @@ def test_who_keeps_images_for_ever_is_not_told_that_they_go():
     told = what_follows(Settings(retention_days=float("inf")), "1.2")
     assert told == "Its images stay (retention_days = inf); `dicom-node retry 1.2` takes it back."
     assert what_follows(Settings(retention_days=7)).startswith("Images go 7 days after the last one came, sooner")
+
+
+@pytest.mark.parametrize(
+    ("uid", "fault"),
+    [
+        ("1.2.03", ""),
+        ("", "absent"),
+        ("1.2.x..9", "not of digits and points only"),
+        ("Doe^Jane", "not of digits and points only"),
+        ("1.2..9", "with a component without digits"),
+        ("1.2.", "with a component without digits"),
+        ("1" * 65, "longer than 64 characters"),
+    ],
+)
+def test_what_is_wrong_with_a_uid_is_told_without_it(uid: str, fault: str) -> None:
+    assert fault_of(uid) == fault
+    assert is_uid(uid) is not bool(fault)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from dicom_node.cli import app
+from dicom_node.desk.shell import NO_ANSWER
 from dicom_node.errors import ConfigurationError
 from dicom_node.mistakes import line_of
 from dicom_node.settings import Settings, load_settings
@@ -54,6 +57,11 @@ def test_a_good_file_reads_as_written(tmp_path: Path):
         (('may = ["push"]', 'may = ["pull"]'), 9, "'push', 'reports' or 'audit'"),
         (("quiet_seconds = 5", "quiet_seconds = -5"), 10, "greater than 0"),
         (("quiet_seconds = 5", "quit_seconds = 5"), 10, "no such setting; known: name, ae_title"),
+        (
+            ("port = 104\n", "port = 104\nretention_days = 9\n"),
+            17,
+            "write it above the first [[peers]]",
+        ),
         (("port = 104\n", ""), 12, "needs one host and a port"),
         (('name = "pacs"', 'name = "ct1"'), 5, "two peers are called 'ct1'"),
         (("quiet_seconds = 30", 'destinations = ["ct1"]'), 3, "is no peer with may"),
@@ -74,6 +82,27 @@ def test_every_wrong_setting_is_named_with_its_line(tmp_path: Path, wrong, line,
         load(GOOD.replace(wrong[0], wrong[1], 1), tmp_path)
     assert f"node.toml:{line}:" in str(error.value)
     assert told in str(error.value)
+
+
+def test_files_as_windows_writes_them(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_settings(path).quiet_seconds == 30
+    path.write_bytes(GOOD.replace("port = 104", "port = 104  # R\u00f6ntgen").encode("cp1252"))
+    with pytest.raises(ConfigurationError, match=r"node.toml:16: not UTF-8: save the file as UTF-8"):
+        load_settings(path)
+    path.write_bytes(GOOD.encode("utf-16"))
+    with pytest.raises(ConfigurationError, match=r"node.toml:1: not UTF-8"):
+        load_settings(path)
+    told = CliRunner().invoke(app, ["--config", str(path), "health"])
+    assert (told.exit_code, type(told.exception)) == (NO_ANSWER, SystemExit)
+
+
+def test_one_port_for_plain_and_tls_is_refused(tmp_path: Path) -> None:
+    tls = 'tls = {certificate = "c", key = "k", ca = "a", port = 11112}'
+    with pytest.raises(ConfigurationError, match=r"node.toml:3: tls: port = 11112 is the plain `port` too.*2762"):
+        load(GOOD.replace("quiet_seconds = 30", tls), tmp_path)
+    assert load(GOOD.replace("quiet_seconds = 30", tls.replace("11112", "2762")), tmp_path).tls
 
 
 def test_one_bracket_too_few_is_told(tmp_path: Path) -> None:

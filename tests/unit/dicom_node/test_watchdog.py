@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
+from dicom_node import logs
 from dicom_node.completion import to_prepare
 from dicom_node.errors import Retry
 from dicom_node.ledger import Ledger
@@ -132,6 +134,39 @@ def test_a_label_worker_tries_its_model_at_once_and_says_what_is_wrong(
     guard._ready()
     assert eventually(lambda: guard._doing() == told, 5)
     guard._stop.set()
+
+
+def test_a_ledger_that_cannot_be_opened_is_said_once_and_tried_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard, waits = Guard(Settings()), []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return len(waits) == 8 and not self.set()
+
+    def away() -> object:
+        raise Retry("the ledger cannot be opened: file is not a database")
+
+    guard._stop = Stop()
+    with structlog.testing.capture_logs() as said:
+        assert guard._waited_for(away) is None
+    assert [line["reason"] for line in said] == ["the ledger cannot be opened: file is not a database"]
+    assert waits[7] > 10 * waits[0]
+
+
+def test_a_thread_that_fails_is_one_line_without_what_it_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("Doe^Jane")
+
+    monkeypatch.setattr(threading, "excepthook", logs._thread_failed)
+    with structlog.testing.capture_logs() as said:
+        thread = threading.Thread(target=fail, name="model")
+        thread.start()
+        thread.join()
+    (line,) = said
+    assert (line["event"], line["thread"]) == ("a thread failed", "model")
+    assert line["reason"].startswith("ValueError in fail (")
+    assert "Doe" not in line["reason"]
 
 
 def test_a_worker_that_starts_before_its_ledger_is_watched_when_that_is_there(

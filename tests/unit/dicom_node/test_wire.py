@@ -16,7 +16,16 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ, P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
 from dicom_node.association.provider import OVERRIDDEN, BufferedSocket
-from dicom_node.association.wire import HEADER, LONGEST_PDU, fragments, p_data, parse_command, pdu_length, rejection
+from dicom_node.association.wire import (
+    HEADER,
+    LONGEST_PDU,
+    Answer,
+    fragments,
+    p_data,
+    parse_command,
+    pdu_length,
+    rejection,
+)
 from dicom_node.errors import CutOff
 from tests.hostile import command
 
@@ -60,14 +69,22 @@ def test_no_other_pdu_is_read(header: bytes):
 def test_an_answer_is_what_pynetdicom_understands():
     asked = parse_command(command(instance=b"1.2.3", message_id=7))
     answer = C_STORE_RSP()
-    answer.encoded_command_set.write(asked.stored(0xA700))
+    said = Answer(0xA700, "no room\\" + "x" * 99)
+    answer.encoded_command_set.write(asked.stored(said))
     pdu = P_DATA_TF()
-    pdu.decode(p_data(5, asked.stored(0xA700), command=True))
+    pdu.decode(p_data(5, asked.stored(said), command=True))
     message = C_STORE_RSP()
     message.decode_msg(pdu.to_primitive())
     primitive = message.message_to_primitive()
     assert (primitive.Status, primitive.MessageIDBeingRespondedTo) == (0xA700, 7)
     assert (primitive.AffectedSOPInstanceUID, message.context_id) == ("1.2.3", 5)
+    assert primitive.ErrorComment == "no room" + "x" * 57
+    assert message.command_set.get("ErrorComment") == primitive.ErrorComment
+
+
+def test_success_has_no_comment_and_a_short_one_is_even():
+    assert b"\x02\x09" not in parse_command(command()).stored(Answer(0))
+    assert Answer(0xC000, "odd").words == b"odd "
 
 
 def test_a_rejection_is_what_pynetdicom_understands():
