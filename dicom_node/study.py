@@ -64,6 +64,10 @@ class Absent(StrEnum):
 
 #: Why an image of a series without all its files is not labelled: the report would speak of half of it.
 FILES_GONE = "other images of its series have left the spool"
+#: Why the images of a series are not labelled which our code cannot digest, while other series have their reports.
+OUR_FAULT = "failed in our code: please report it"
+#: Reasons that may be over when the study is labelled the next time.
+PASSING = (FILES_GONE, OUR_FAULT)
 
 
 class Kind(StrEnum):
