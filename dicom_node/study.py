@@ -103,6 +103,11 @@ OPEN = (Delivery.WAITING, Delivery.AWAITED)
 DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT, Delivery.DISMISSED})
 
 
+def shown(at: float) -> str:
+    """A moment as people read it in a reason; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
+
+
 @dataclass(frozen=True)
 class Dismissal:
     """A person's word that something is not to be done any more.
@@ -116,8 +121,7 @@ class Dismissal:
 
     def told(self, at: float) -> str:
         """In one sentence; `at` is in seconds since the epoch."""
-        moment = datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
-        return f"dismissed by {self.by} at {moment}: {self.because}"
+        return f"dismissed by {self.by} at {shown(at)}: {self.because}"
 
 
 @dataclass(frozen=True)

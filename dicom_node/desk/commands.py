@@ -89,7 +89,7 @@ def studies(
     """List studies, the latest first. By Study Instance UID: nobody's name or Patient ID is kept here."""
     from dicom_node.desk.studies import shown, sought
 
-    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer), limit)))
+    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer), limit), why=True))
 
 
 @app.command()

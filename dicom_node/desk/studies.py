@@ -23,7 +23,12 @@ def sought(state: State | None = None, patient_id: str | None = None, issuer: st
     return and_(of_state, study.c.study_uid.in_(of_patient))
 
 
-def shown(title: str, rows: Iterable[StudyRow]) -> RenderableType:
-    columns = ("last image", "study", "state", "images", "peer")
-    cells = ((moment(row.last_at), row.study_uid, row.state, row.instances, row.peer) for row in rows)
+def shown(title: str, rows: Iterable[StudyRow], why: bool = False) -> RenderableType:
+    """A table of studies; `why`: with what is said of them, where something is said of any."""
+    there = list(rows)
+    columns = ["last image", "study", "state", "images", "peer"]
+    cells = [[moment(row.last_at), row.study_uid, row.state, row.instances, row.peer] for row in there]
+    if why and any(row.reason for row in there):
+        columns.append("reason")
+        cells = [[*cell, row.reason] for cell, row in zip(cells, there, strict=True)]
     return listed(title, columns, cells)
