@@ -317,7 +317,8 @@ def test_the_labeler_explains_what_it_cannot_use(tmp_path: Path) -> None:
     (tmp_path / "x.dcm").write_bytes(b"not DICOM")
     done = run("python", "-m", "labeler", "label", tmp_path / "x.dcm", folder=tmp_path, check=False)
     assert done.returncode == 1
-    assert "not a readable DICOM file" in done.stdout
+    assert "1 not labelled: not a readable DICOM file (x.dcm: InvalidDicomError)" in done.stdout
+    assert "the table" not in done.stdout + done.stderr
     done = run("python", "-m", "labeler", "label", tmp_path / "y", folder=tmp_path, check=False)
     assert done.returncode == 1
     assert "no such file" in done.stderr
