@@ -169,6 +169,11 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
         folder = saved(a_series("torso", 4, name="sent"), tmp_path / "images")
         done = run("dicom-node", "--config", config, "send", "self", folder, folder=tmp_path)
         assert "4 objects stored by self" in done.stdout
+        (folder / "notes.txt").write_text("no image")
+        done = run("dicom-node", "--config", config, "send", "self", folder, folder=tmp_path, check=False)
+        assert done.returncode == 1
+        assert "4 objects stored by self" in done.stdout
+        assert f"{folder / 'notes.txt'}: not a DICOM file" in done.stderr
         uid = str(dcmread(folder / "0001.dcm").StudyInstanceUID)
 
         def told() -> bool:
