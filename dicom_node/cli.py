@@ -204,22 +204,30 @@ def send(
     peer: Annotated[str, typer.Argument(help="Name of a peer in the settings.")],
     path: Annotated[Path, typer.Argument(help="A DICOM file or a folder of them.")],
 ) -> None:
-    """C-STORE files to a peer."""
+    """C-STORE files to a peer; what is no DICOM object is named, and the others are sent."""
     from rich.progress import track
 
     from dicom_node.association.call import Caller
-    from dicom_node.errors import Quarantine
-    from dicom_node.send import store
+    from dicom_node.errors import NoObject, Quarantine
+    from dicom_node.send import must_be_object, store
 
     wanted = settings()
     to = wanted.peer(peer)
     if not path.exists():
         raise Quarantine(f"{path}: no such file or folder")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    left_out: list[str] = []
     with Caller(wanted) as caller:
         for file in track(files, description=f"Sending to {peer}", console=console):
-            store(file, to, caller)
-    console.print(f"[green]{counted(len(files), 'object')} stored by {peer}[/green]")
+            try:
+                must_be_object(file)
+            except NoObject as error:
+                left_out.append(str(error))
+            else:
+                store(file, to, caller)
+    console.print(f"[green]{counted(len(files) - len(left_out), 'object')} stored by {peer}[/green]")
+    if left_out:
+        raise NoObject("\n".join(left_out))
 
 
 @config_app.command("check")

@@ -52,8 +52,10 @@ Asynchronous operations, user identity and extended negotiation are not used.
 Every SOP class of the Storage Service is accepted, and any other Storage-like UID that a peer proposes: level 2 (full),
 no attribute is dropped or coerced, private ones are kept. The data set is written as it came, in its own transfer
 syntax, and made durable before the answer. Labelled are objects of modality CT and MR with pixel data and an image
-orientation; all else is kept, and `dicom-node status` says why it was not labelled. The same object again is a success
-and is kept once; other bytes under a known SOP Instance UID are kept beside it and flagged.
+orientation, whatever their SOP class, which the report references as it came; all else is kept, and `dicom-node status`
+says why it was not labelled. Attributes of another VR than their own, or beyond reading, are left out of the report.
+The same object again is a success and is kept once; other bytes under a known SOP Instance UID are kept beside it and
+flagged.
 
 Of the transfer syntaxes that a peer proposes for a presentation context the first that stands here is accepted; where
 none does, the peer's first, whose objects are kept and not labelled:

@@ -12,7 +12,8 @@ NodeError
 │   ├── NotYet               so too, and no fault of the peer's: something of ours comes first
 │   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
-│   └── NotTaken             the peer takes no objects of this SOP class
+│   ├── NotTaken             the peer takes no objects of this SOP class
+│   └── NoObject             the file is no DICOM object; others are sent
 ├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
 """
@@ -94,6 +95,10 @@ class Quarantine(NodeError):
 
 class NotTaken(Quarantine):
     """The peer takes no objects of this SOP class."""
+
+
+class NoObject(Quarantine):
+    """The file is no DICOM object."""
 
 
 class HandedBack(NodeError):

@@ -49,6 +49,7 @@ from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
     FILES_GONE,
+    OUR_FAULT,
     Absent,
     Instance,
     Kind,
@@ -163,7 +164,7 @@ class Pipeline:
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
-        except OutOfResources:  # it is told when the study is labelled
+        except Exception:  # whatever it is, it is told when the study is labelled
             return True
         self.planes.put(mark, b"")
         return True
@@ -201,9 +202,11 @@ class Pipeline:
         if isinstance(error, (OutOfResources, SQLAlchemyError, BundleError)):
             return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
+        told = f"{OUR_FAULT} ({told})" if _is_ours(error) else told
         log.error("labelling failed", study_uid=lease.study_uid, attempt=lease.attempt, reason=told)
         if lease.attempt >= self.settings.attempts:
-            self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}")
+            again = f"`dicom-node retry {lease.study_uid}` tries it again"
+            self.ledger.quarantine(lease, f"failed {lease.attempt} times; last: {told}; {again}")
             self.planes.drop(lease.study_uid)
             return State.QUARANTINED
         self.ledger.postpone(lease, told, self.clock() + pause(lease.attempt, self.settings.longest_pause))
@@ -235,14 +238,33 @@ class Pipeline:
         identities = {uid: [identity_of(instance.path) for instance in both] for uid, both in ends.items()}
         if found := list(disagreements(identities)):
             raise Quarantine(f"the series are not one patient's, nothing is labelled: {'; '.join(found)}; {_REMEDY}")
-        written: list[WrittenReport] = []
-        for series in by_series:
-            made, left_out = self._series(series, may_go_on)
-            notes += left_out
-            written += made
+        written, left_out = self._one_by_one(lease, by_series, may_go_on)
+        notes += left_out
         names = [peer.name for peer in self.settings.receivers_of_reports]
         sheets_to, rejections_to = self.settings.receivers_of_sheets, self.settings.receivers_of_rejections
         return self.ledger.settle(lease, written, notes, names, instances[-1].peer, sheets_to, rejections_to)
+
+    def _one_by_one(
+        self, lease: Lease, by_series: Iterable[Sequence[Instance]], may_go_on: Callable[[], None]
+    ) -> tuple[list[WrittenReport], list[NotLabelled]]:
+        """Every series. One that our code cannot digest, on the last try, costs no other its report; where none has one
+        it costs the study."""
+        written: list[WrittenReport] = []
+        notes: list[NotLabelled] = []
+        failed: Exception | None = None
+        for series in by_series:
+            try:
+                made, left_out = self._series(series, may_go_on)
+            except Exception as error:
+                last = lease.attempt >= self.settings.attempts or isinstance(error, Quarantine)
+                if not last or not _is_ours(error):
+                    raise
+                failed, made, left_out = error, [], _left_aside(series, error)
+            written += made
+            notes += left_out
+        if failed is not None and not written:
+            raise failed
+        return written, notes
 
     def _series(
         self, instances: Sequence[Instance], may_go_on: Callable[[], None]
@@ -391,6 +413,24 @@ class Pipeline:
         uid = reports.uid_of(answer, context)
         earlier = self.ledger.issued.earlier(first.study_uid, first.series_uid, uid)
         return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Is it our code that cannot digest these images, and will not the next time? What disk, memory, ledger, model or
+    GPU do may be over then; PyTorch tells all of that by RuntimeError."""
+    if isinstance(error, OSError):
+        return error.errno is None  # pydicom's, of bytes that end too early; the system numbers its own
+    hindered = (HandedBack, Superseded, OutOfResources, SQLAlchemyError, LabelerError)
+    return not isinstance(error, (*hindered, MemoryError, RuntimeError, ImportError))
+
+
+def _left_aside(instances: Sequence[Instance], error: Exception) -> list[NotLabelled]:
+    """The images of a series that our code cannot digest, with the place where it failed."""
+    first = instances[0]
+    again = f"with a mended node `dicom-node retry {first.study_uid}` labels it"
+    told = str(error) if isinstance(error, Quarantine) else f"{where(error)}; {again}"
+    log.error(f"series not labelled: {OUR_FAULT}", study_uid=first.study_uid, series_uid=first.series_uid, reason=told)
+    return [NotLabelled(i.sop_instance_uid, i.series_uid, OUR_FAULT, told) for i in instances]
 
 
 def _by_path(instances: Iterable[Instance]) -> list[Instance]:

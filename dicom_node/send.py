@@ -11,6 +11,7 @@ from typing import NoReturn
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.uid import (
     UID,
@@ -27,7 +28,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Ver
 from pynetdicom.status import STATUS_SUCCESS, STATUS_WARNING, code_to_category
 
 from dicom_node.association.call import Caller, Contexts, at
-from dicom_node.errors import NotTaken, Quarantine, Retry, Stumbled
+from dicom_node.errors import NoObject, NotTaken, Quarantine, Retry, Stumbled
 from dicom_node.settings import Peer
 from dicom_node.study import REPORT_CLASSES
 
@@ -91,6 +92,25 @@ class Stored:
 
     def __str__(self) -> str:
         return f"0x{self.status:04X}, as {self.sop_class_uid.name}"
+
+
+def must_be_object(path: Path) -> None:
+    """Before a person's file is sent.
+
+    Raises:
+        NoObject: it cannot be.
+    """
+    try:
+        header = dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+    except InvalidDicomError as error:
+        raise NoObject(f"{path}: not a DICOM file") from error
+    except Exception as error:  # it may hold anything, and the parser raises whatever it meets
+        raise NoObject(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or type(error).__name__})"
+        ) from error
+    missing = [name for name in ("SOPClassUID", "SOPInstanceUID") if not header.get(name)]
+    if missing:
+        raise NoObject(f"{path}: not a DICOM object, it has no {' and no '.join(missing)}")
 
 
 def store(path: Path, peer: Peer, caller: Caller, render: Render | None = None) -> Stored:

@@ -64,6 +64,10 @@ class Absent(StrEnum):
 
 #: Why an image of a series without all its files is not labelled: the report would speak of half of it.
 FILES_GONE = "other images of its series have left the spool"
+#: Why the images of a series are not labelled which our code cannot digest, while other series have their reports.
+OUR_FAULT = "failed in our code: please report it"
+#: Reasons that may be over when the study is labelled the next time.
+PASSING = (FILES_GONE, OUR_FAULT)
 
 
 class Kind(StrEnum):
@@ -101,6 +105,11 @@ OPEN = (Delivery.WAITING, Delivery.AWAITED)
 DONE = frozenset({Delivery.SENT, Delivery.LEFT_OUT, Delivery.DISMISSED, Delivery.REDIRECTED})
 
 
+def moment(at: float, to: str = "seconds") -> str:
+    """As people read it, in the zone of this machine; `at` is in seconds since the epoch."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(" ", to)
+
+
 @dataclass(frozen=True)
 class Dismissal:
     """A person's word that something is not to be done any more.
@@ -114,7 +123,7 @@ class Dismissal:
 
     def told(self, at: float) -> str:
         """In one sentence; `at` is in seconds since the epoch."""
-        return f"dismissed by {self.by} at {_moment(at)}: {self.because}"
+        return f"dismissed by {self.by} at {moment(at)}: {self.because}"
 
 
 @dataclass(frozen=True)
@@ -131,12 +140,8 @@ class Redirection:
 
     def told(self, at: float) -> tuple[str, str]:
         """In words, for what was owed and for what is now; `at` is in seconds since the epoch."""
-        so = f"by {self.by} at {_moment(at)}"
+        so = f"by {self.by} at {moment(at)}"
         return f"redirected to {self.to} {so}", f"redirected from {self.origin} {so}"
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,11 @@ from rich.table import Table
 
 from labeler.errors import LabelerError
 from labeler.result import SeriesLabels
+from labeler.slices import Skip
 from labeler.vocabulary import vocabulary
+
+#: Files that are named.
+_NAMED = 10
 
 app = typer.Typer(no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -57,7 +62,7 @@ def label(
         documents = [answer.to_json() for answer in answers]
         json_file.write_text(json.dumps(documents[0] if len(documents) == 1 else documents, indent=1))
     if not any(answer.slices for answer in answers):
-        console.print("[red]no image could be labelled; the table says why[/red]")
+        console.print("[red]no image could be labelled; what is written above says why[/red]")
         raise typer.Exit(1)
 
 
@@ -107,14 +112,22 @@ def _number(answer: SeriesLabels, position: int) -> str:
 
 def notes(answer: SeriesLabels) -> list[str]:
     """Which model said so, and how many images carry no label for which reason."""
-    counts: dict[str, int] = {}
+    left_out: dict[Skip, list[str]] = {}
     for item in answer.skipped:
-        counts[item.reason.value] = counts.get(item.reason.value, 0) + 1
+        left_out.setdefault(item.reason, []).append(item.detail)
     calibrated = "" if answer.bundle.calibrated else "; zero-shot, uncalibrated"
-    left_out = [f"{count} not labelled: {reason}" for reason, count in counts.items()]
+    said = [f"{len(told)} not labelled: {reason.value}{_files(reason, told)}" for reason, told in left_out.items()]
     if answer.unsure:
-        left_out.append("not sure: " + ", ".join(vocabulary()[name].text for name in answer.unsure))
-    return [f"{answer.bundle.name} {answer.bundle.version}{calibrated}; not for diagnosis", *left_out]
+        said.append("not sure: " + ", ".join(vocabulary()[name].text for name in answer.unsure))
+    return [f"{answer.bundle.name} {answer.bundle.version}{calibrated}; not for diagnosis", *said]
+
+
+def _files(reason: Skip, told: Sequence[str]) -> str:
+    """Which files, where nothing in them says so."""
+    if reason not in (Skip.NOT_DICOM, Skip.AWAY):
+        return ""
+    more = f" and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return f" ({', '.join(told[:_NAMED])}{more})"
 
 
 @app.callback()

@@ -26,6 +26,8 @@ _PHASE = {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"}
 #: Rescale Types of CT values that are no Hounsfield units: densities, effective atomic numbers (PS3.3 C.11.1.1.2).
 _NO_HU = {"MGML", "Z_EFF", "ED", "EDW", "PCT"}
 
+#: mm from the origin beyond which no patient lies.
+_FURTHEST = 1e6
 
 #: Bytes that the frames of one file may unpack to; as many as uncompressed Pixel Data can have (PS3.5 7.1.1).
 MOST_BYTES = 1 << 32
@@ -236,31 +238,39 @@ def _first(groups: Sequence[Dataset], keyword: str) -> object | None:
 
 
 def _geometry(groups: Sequence[Dataset]) -> tuple[list[float], list[float], list[float]]:
-    try:
-        orientation = [float(v) for v in _values(_first(groups, "ImageOrientationPatient"))]  # type: ignore[arg-type]
-        position = [float(v) for v in _values(_first(groups, "ImagePositionPatient"))]  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise _Unusable(Skip.NO_GEOMETRY, str(error)) from error
+    orientation, position = _numbers(groups, "ImageOrientationPatient"), _numbers(groups, "ImagePositionPatient")
     columns, rows = orientation[:3], orientation[3:]
-    if len(orientation) != 6 or np.linalg.norm(np.cross(columns, rows)) < 0.5:
+    if len(orientation) != 6 or not 0.5 <= np.linalg.norm(np.cross(columns, rows)) <= 2:
         raise _Unusable(Skip.NO_GEOMETRY)
-    return columns, rows, position if len(position) == 3 else [np.nan] * 3
+    known = len(position) == 3 and all(abs(mm) < _FURTHEST for mm in position)
+    return columns, rows, position if known else [np.nan] * 3
+
+
+def _numbers(groups: Sequence[Dataset], keyword: str) -> list[float]:
+    """The values of an attribute; none where one of them is no number."""
+    try:
+        return [float(str(value)) for value in _values(_first(groups, keyword))]
+    except (TypeError, ValueError):
+        return []
 
 
 def _spacing(groups: Sequence[Dataset]) -> tuple[float, float] | None:
     """mm between rows and between columns (0028,0030), where the image says it believably."""
-    value = _values(_first(groups, "PixelSpacing"))
-    try:
-        rows, columns = (float(str(v)) for v in value)
-    except ValueError:
+    value = _numbers(groups, "PixelSpacing")
+    if len(value) != 2:
         return None
+    rows, columns = value
     return (rows, columns) if 0.01 < rows < 50 and 0.01 < columns < 50 else None
 
 
 def _rescaled(pixels: FloatImage, groups: Sequence[Dataset]) -> FloatImage:
     """Stored values -> HU or MR values (PS3.3 C.11.1.1.2); a slope of 0, with which nothing could be seen, is none."""
     slope, intercept = _number(groups, "RescaleSlope", 1.0) or 1.0, _number(groups, "RescaleIntercept", 0.0)
-    return (pixels * slope + intercept).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: FloatImage = (pixels * slope + intercept).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise _Unusable(Skip.UNDECODABLE, f"Rescale Slope {slope:g} and Intercept {intercept:g} make no numbers of it")
+    return values
 
 
 def _number(groups: Sequence[Dataset], keyword: str, otherwise: float) -> float:

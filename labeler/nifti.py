@@ -6,7 +6,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
 from labeler.errors import InputError
@@ -21,14 +20,19 @@ def read_nifti(path: Path, modality: Modality, max_side: int) -> Series:
     """Read one volume; slices keep the order of the file.
 
     Raises:
-        InputError: not a NIfTI volume of at least two dimensions.
+        InputError: not a NIfTI volume of at least two dimensions, of one number a voxel, that lies somewhere.
     """
     try:
         image = nib.load(path)
-        volume = np.asarray(image.dataobj, dtype=np.float32)
+        kind = np.dtype(image.get_data_dtype()).kind
+        volume = np.asarray(image.dataobj, dtype=np.float32) if kind in "biuf" else None
         affine = np.asarray(image.affine, dtype=float)
-    except (OSError, ImageFileError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a readable NIfTI volume ({error})") from error
+    except Exception as error:  # a file may hold anything, and nibabel raises whatever it meets
+        raise InputError(f"{path}: not a readable NIfTI volume ({str(error) or type(error).__name__})") from error
+    if volume is None:
+        raise InputError(f"{path}: a voxel is one number, of which this one has several (colours, or complex numbers)")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its affine does not say how the volume lies; mend qform or sform")
     if volume.ndim < 2:
         raise InputError(f"{path}: a volume has rows and columns, this one has the shape {volume.shape}")
     volume = np.nan_to_num(volume.reshape(*volume.shape[:2], -1))

@@ -94,7 +94,7 @@ def studies(
 
     if accession is not None and not accession.strip():
         raise typer.BadParameter("an empty one is no number", param_hint="--accession")
-    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer, accession), limit)))
+    show(shown("Studies", kept_ledger(settings()).studies(sought(state, patient, issuer, accession), limit), why=True))
 
 
 @app.command()
@@ -205,8 +205,14 @@ def amend(
     report: Annotated[str, typer.Argument(help="SOP Instance UID of a report; `dicom-node status STUDY` lists them.")],
     by: Annotated[str, typer.Option(help='Who answers for it, in DICOM form: "Family^Given".')],
     organization: Annotated[str, typer.Option(help="Where that person works.")],
-    remove: Annotated[list[str] | None, typer.Option(help="A label that is not there: LABEL[:IMAGE-IMAGE].")] = None,
-    add: Annotated[list[str] | None, typer.Option(help="A label that was missed; images by Instance Number.")] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(help="A label that is not there: LABEL:IMAGE, LABEL:FIRST-LAST, or LABEL: in ALL images."),
+    ] = None,
+    add: Annotated[
+        list[str] | None,
+        typer.Option(help="A label that was missed, likewise; without images it is added to ALL. By Instance Number."),
+    ] = None,
     comment: Annotated[str, typer.Option(help="Why; it is written in the report.")] = "",
 ) -> None:
     """Correct a report: a VERIFIED successor is written and sent wherever reports go."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
-from dicom_node.desk.tables import moment, table
-from dicom_node.study import Remark
+from dicom_node.desk.tables import table
+from dicom_node.study import Remark, moment
 
 
 def shown(remarks: Iterable[tuple[Remark, float]]) -> Table:

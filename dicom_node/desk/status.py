@@ -16,12 +16,12 @@ from dicom_node.desk import studies
 from dicom_node.desk.corrections import shown
 from dicom_node.desk.health import Finding
 from dicom_node.desk.rejections import Rejection
-from dicom_node.desk.tables import listed, moment, table
+from dicom_node.desk.tables import listed, table
 from dicom_node.errors import Quarantine
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, not_labelled, refusal, study
 from dicom_node.send import best_class
-from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport
+from dicom_node.study import OPEN, REPORT_CLASSES, State, WrittenReport, moment
 
 
 def overview(ledger: Ledger) -> Iterator[RenderableType]:

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import RenderableType
 from sqlalchemy import and_, select
 
-from dicom_node.desk.tables import listed, moment
+from dicom_node.desk.tables import listed
 from dicom_node.ledger.schema import instance, study
 from dicom_node.spool.dataset import accession_key, patient_key
-from dicom_node.study import State, StudyRow
+from dicom_node.study import State, StudyRow, moment
 
 
 def sought(
@@ -30,7 +30,12 @@ def _with_image(condition: Any) -> Any:
     return study.c.study_uid.in_(select(instance.c.study_uid).where(condition))
 
 
-def shown(title: str, rows: Iterable[StudyRow]) -> RenderableType:
-    columns = ("last image", "study", "state", "images", "peer")
-    cells = ((moment(row.last_at), row.study_uid, row.state, row.instances, row.peer) for row in rows)
+def shown(title: str, rows: Iterable[StudyRow], why: bool = False) -> RenderableType:
+    """A table of studies; `why`: with what is said of them, where something is said of any."""
+    there = list(rows)
+    columns = ["last image", "study", "state", "images", "peer"]
+    cells = [[moment(row.last_at), row.study_uid, row.state, row.instances, row.peer] for row in there]
+    if why and any(row.reason for row in there):
+        columns.append("reason")
+        cells = [[*cell, row.reason] for cell, row in zip(cells, there, strict=True)]
     return listed(title, columns, cells)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from rich.cells import cell_len
@@ -91,7 +90,3 @@ def _longest(pieces: Iterable[str]) -> int:
 def counted(count: int, one: str, many: str = "") -> str:
     """ "1 study", "2 studies": a number with its noun, whose plural may be irregular."""
     return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def moment(seconds: float, to: str = "seconds") -> str:
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", to)

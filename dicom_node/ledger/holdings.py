@@ -13,11 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, exists, select, true, update
+from sqlalchemy import and_, case, exists, literal, select, true, update
 from sqlalchemy.engine import Connection
 
-from dicom_node.ledger.schema import Store, delivery, instance, lock_study, remark, report, study
-from dicom_node.study import DONE, Absent, Instance, Kind, State
+from dicom_node.ledger.schema import Prose, Store, delivery, instance, lock_study, remark, report, study
+from dicom_node.study import DONE, Absent, Instance, Kind, State, moment
 
 #: Values in one IN (...), far below what any database takes.
 _AT_ONCE = 500
@@ -149,13 +149,21 @@ class Holdings:
         """
         still = and_(study.c.study_uid == study_uid, _may_go(kept_since, early))
         going = and_(instance.c.study_uid == study_uid, _removable())
+        reason = _before_its_time(self.store.clock()) if early else study.c.reason
+        purged = update(study).where(still).values(state=State.PURGED, reason=reason)
         marked = update(instance).where(going).values(absent=Absent.PURGED).returning(instance.c.path, instance.c.size)
         with self.store.engine.begin() as connection:
-            if connection.execute(update(study).where(still).values(state=State.PURGED)).rowcount != 1:
+            if connection.execute(purged).rowcount != 1:
                 return None
             rows = connection.execute(marked).all()
             remove([Path(row.path) for row in rows])
         return Purged(len(rows), sum(row.size for row in rows))
+
+
+def _before_its_time(at: float) -> Any:
+    """Why a study was purged to make room, before what was said of it."""
+    told = f"purged for room at {moment(at)}, before retention_days"
+    return literal(told, Prose()) + case((study.c.reason == "", ""), else_="; it was " + study.c.reason)
 
 
 def _may_go(kept_since: float, early: bool) -> Any:

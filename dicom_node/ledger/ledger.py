@@ -37,7 +37,7 @@ from dicom_node.ledger.schema import (
 )
 from dicom_node.study import (
     DONE,
-    FILES_GONE,
+    PASSING,
     Absent,
     Delivery,
     Instance,
@@ -222,7 +222,7 @@ class Ledger:
             changed = connection.execute(update(study).where(_held(lease)).values(lease_until=0.0))
             if changed.rowcount != 1:
                 raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
-            waited = and_(not_labelled.c.study_uid == lease.study_uid, not_labelled.c.reason == FILES_GONE)
+            waited = and_(not_labelled.c.study_uid == lease.study_uid, not_labelled.c.reason.in_(PASSING))
             connection.execute(delete(not_labelled).where(waited))
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:

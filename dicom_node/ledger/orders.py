@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import and_, exists, literal, select, update
+from sqlalchemy import and_, exists, literal, or_, select, update
 
 from dicom_node.ledger.deliveries import Deliveries, is_undelivered
-from dicom_node.ledger.schema import Prose, Store, delivery, study
-from dicom_node.study import Dismissal, State
+from dicom_node.ledger.schema import Prose, Store, delivery, not_labelled, study
+from dicom_node.study import OUR_FAULT, Dismissal, State
 
 #: What a study is from which work begins anew.
 _AGAIN = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
@@ -28,8 +28,13 @@ class Orders:
         self.store, self._deliveries = store, deliveries
 
     def retry_study(self, study_uid: str) -> bool:
-        """QUARANTINED, UNLABELLED or DISMISSED -> QUEUED, or REPORTED where a delivery failed; False when none is."""
-        stuck = and_(study.c.study_uid == study_uid, study.c.state.in_(_RESTING))
+        """QUARANTINED, UNLABELLED or DISMISSED -> QUEUED, or REPORTED where a delivery failed; False when none is.
+
+        So is a study of which our code could not label one series.
+        """
+        ours = and_(not_labelled.c.study_uid == study_uid, not_labelled.c.reason == OUR_FAULT)
+        in_part = and_(study.c.state.in_([State.REPORTED, State.SENT]), exists().where(ours))
+        stuck = and_(study.c.study_uid == study_uid, or_(study.c.state.in_(_RESTING), in_part))
         with self.store.engine.begin() as connection:
             redelivered = self._deliveries.retry(connection, delivery.c.study_uid == study_uid)
             return connection.execute(update(study).where(stuck).values(_AGAIN)).rowcount + redelivered > 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import combinations
 
 import numpy as np
 from highdicom.sr import (
@@ -129,11 +130,15 @@ def amended(
         sources: its images, or frames, in the report's order and with the numbers by which people know them.
         header: of its first image, which is compared with the corrected labels; None where it cannot be read.
     Raises:
-        ConfigurationError: the changes change nothing, or name images that there are not.
+        ConfigurationError: the changes change nothing, contradict each other, or name images that there are not.
     """
     before = slices_of(sources, said, words)
     changes, by, when = amendment.changes, amendment.by, amendment.when
-    _check_ranges(changes, [source.shown_number for source in sources])
+    if not changes:
+        raise ConfigurationError("nothing to change: name at least one --add LABEL[:IMAGES] or --remove LABEL[:IMAGES]")
+    numbers = [source.shown_number for source in sources]
+    _check_ranges(changes, numbers)
+    _check_contradictions(changes, numbers)
     after = [replace(item, present=_changed(item, changes, words)) for item in before]
     if before == after:
         raise ConfigurationError(f"nothing would change: {'; '.join(map(str, changes))}")
@@ -161,6 +166,16 @@ def slices_of(sources: Sequence[Source], said: ReportedLabels, words: Vocabulary
     shown = (said.of(str(source.sop_instance_uid), source.frame) for source in sources)
     labels = (tuple(name for name in words.names if name in names) for names in shown)
     return [SliceLabels(source, "", (), present) for source, present in zip(sources, labels, strict=True)]
+
+
+def _check_contradictions(changes: Sequence[Change], numbers: Sequence[int]) -> None:
+    for one, other in combinations(changes, 2):
+        if one.label != other.label or one.present == other.present:
+            continue
+        if both := [number for number in numbers if one.touches(number) and other.touches(number)]:
+            named = f"image {min(both)}" if len(both) == 1 else f"{len(both)} images from {min(both)} to {max(both)}"
+            told = f"{one.label} would be both added and removed in {named}"
+            raise ConfigurationError(f"{told}; name the images of each, as --add {one.label}:FIRST-LAST")
 
 
 def _check_ranges(changes: Sequence[Change], numbers: Sequence[int]) -> None:

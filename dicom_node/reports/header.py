@@ -16,10 +16,11 @@ from typing import Any
 
 from highdicom import SpecificCharacterSetValues
 from pydicom import config
-from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.valuerep import DA, TM, validate_value
 
 from labeler.vocabulary import Kind, Region, Vocabulary
@@ -52,8 +53,9 @@ def safe_header(source: Dataset) -> Dataset:
     header = Dataset()
     for element in source:
         described = element.tag.group in _GROUPS and element.VR not in ("OB", "OW", "UN")
-        if described and (element.keyword in _AS_WRITTEN or element.keyword in _REPAIRED or _is_valid(element)):
-            header[element.tag] = copy(element)
+        own = _in_own_vr(element) if described else None
+        if own is not None and (own.keyword in _AS_WRITTEN or own.keyword in _REPAIRED or _is_valid(own)):
+            header[own.tag] = own
     for name in _NEEDED:
         if name not in header:
             setattr(header, name, "")
@@ -69,14 +71,39 @@ def safe_header(source: Dataset) -> Dataset:
 
 def _repair(header: Dataset) -> None:
     """Codes of the procedure that a report may carry, and other Patient IDs with the type that they need."""
-    codes: list[Dataset] = list(header.get("ProcedureCodeSequence") or [])
-    header.pop("ProcedureCodeSequence", None)
-    if kept := [code for item in codes if (code := _code_of(item)) is not None]:
+    codes: Any = header.pop("ProcedureCodeSequence", None)
+    others: Any = header.pop("OtherPatientIDsSequence", None)
+    if codes and (kept := [code for item in codes.value if (code := _code_of(item)) is not None]):
         header.ProcedureCodeSequence = kept
-    if items := header.pop("OtherPatientIDsSequence", None):
-        header.OtherPatientIDsSequence = deepcopy(items.value)
+    if others:
+        header.OtherPatientIDsSequence = [_all_in_own_vr(item) for item in others.value]
         for item in header.OtherPatientIDsSequence:
             item.TypeOfPatientID = item.get("TypeOfPatientID") or "TEXT"
+
+
+def _all_in_own_vr(item: Dataset) -> Dataset:
+    written = Dataset()
+    written.update({own.tag: own for own in map(_in_own_vr, deepcopy(item)) if own is not None})
+    return written
+
+
+def _in_own_vr(element: DataElement) -> DataElement | None:
+    """A copy in the VR of its attribute, which a file may give otherwise; None where its value is none of that VR."""
+    vr = _own_vr(element)
+    if vr == element.VR:
+        return copy(element)
+    if "SQ" in (vr, element.VR):
+        return None
+    value = element.value if isinstance(element.value, MultiValue) else [element.value]
+    try:
+        return DataElement(element.tag, vr, [str(one) for one in value], config.IGNORE)
+    except ValueError:
+        return None
+
+
+def _own_vr(element: DataElement) -> str:
+    own = dictionary_VR(element.tag) if dictionary_has_tag(element.tag) else element.VR
+    return element.VR if " or " in own else own
 
 
 def _code_of(item: Dataset) -> Dataset | None:
@@ -92,6 +119,8 @@ def _code_of(item: Dataset) -> Dataset | None:
 
 def _is_valid(element: DataElement) -> bool:
     """Is every value, within sequences too, one of its VR and there as often as may be (PS3.5 6.2)?"""
+    if _own_vr(element) != element.VR:
+        return False
     if element.VR == "SQ":
         return all(_is_valid(inner) for item in element.value for inner in item)
     values = element.value if isinstance(element.value, MultiValue) else [element.value]
@@ -275,7 +304,8 @@ def _agreement(named: frozenset[str], stations: tuple[str, ...]) -> Agreement:
 def _of_codes(source: Dataset, words: Vocabulary) -> frozenset[str]:
     """Stations of an Anatomic Region Sequence: a station's or region's own code, or the homes of an organ's."""
     named: set[str] = set()
-    for item in source.get("AnatomicRegionSequence") or []:
+    regions = source.get("AnatomicRegionSequence")
+    for item in regions if isinstance(regions, Sequence) else ():
         key = (str(item.get("CodingSchemeDesignator")), str(item.get("CodeValue")))
         station, organ = (words.of_code(*key, kind) for kind in _KINDS)
         named |= {station.name} if station else set(organ.stations) if organ else set()

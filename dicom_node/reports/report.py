@@ -30,7 +30,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.reports.groups import coded, separate, shown_name, slabs, summaries
@@ -87,6 +87,16 @@ class Context:
     upheld: tuple[Word, ...] = ()
 
 
+class _Report(Comprehensive3DSR):
+    """Takes patient and study from an image of any SOP class: highdicom knows those of the standard's last edition."""
+
+    def copy_patient_and_study_information(self, dataset: Dataset) -> None:
+        known = Dataset()
+        known.update(dataset)
+        known.SOPClassUID = CTImageStorage  # every image's modules of patient and study are the same
+        super().copy_patient_and_study_information(known)
+
+
 def build(answer: SeriesLabels, context: Context) -> Dataset:
     """The report on one labelled series.
 
@@ -97,7 +107,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
         raise ValueError("a report needs at least one labelled image")
     header = safe_header(context.header)
     content = _content(answer, context, header)
-    report = Comprehensive3DSR(
+    report = _Report(
         evidence=_evidence(answer, header),
         content=_without_children(content),
         series_instance_uid=report_series_uid(str(header.SeriesInstanceUID)),

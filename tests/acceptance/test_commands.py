@@ -169,6 +169,11 @@ def test_up_echo_send_status(tmp_path: Path) -> None:
         folder = saved(a_series("torso", 4, name="sent"), tmp_path / "images")
         done = run("dicom-node", "--config", config, "send", "self", folder, folder=tmp_path)
         assert "4 objects stored by self" in done.stdout
+        (folder / "notes.txt").write_text("no image")
+        done = run("dicom-node", "--config", config, "send", "self", folder, folder=tmp_path, check=False)
+        assert done.returncode == 1
+        assert "4 objects stored by self" in done.stdout
+        assert f"{folder / 'notes.txt'}: not a DICOM file" in done.stderr
         uid = str(dcmread(folder / "0001.dcm").StudyInstanceUID)
 
         def told() -> bool:
@@ -317,7 +322,8 @@ def test_the_labeler_explains_what_it_cannot_use(tmp_path: Path) -> None:
     (tmp_path / "x.dcm").write_bytes(b"not DICOM")
     done = run("python", "-m", "labeler", "label", tmp_path / "x.dcm", folder=tmp_path, check=False)
     assert done.returncode == 1
-    assert "not a readable DICOM file" in done.stdout
+    assert "1 not labelled: not a readable DICOM file (x.dcm: InvalidDicomError)" in done.stdout
+    assert "the table" not in done.stdout + done.stderr
     done = run("python", "-m", "labeler", "label", tmp_path / "y", folder=tmp_path, check=False)
     assert done.returncode == 1
     assert "no such file" in done.stderr

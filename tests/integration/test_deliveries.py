@@ -22,12 +22,11 @@ from dicom_node.association.call import Caller
 from dicom_node.cli import app
 from dicom_node.deliver import Deliverer
 from dicom_node.desk.status import overview, owed
-from dicom_node.desk.tables import moment
 from dicom_node.ledger import Ledger
 from dicom_node.patience import rest
 from dicom_node.send import store
 from dicom_node.settings import Peer, Settings
-from dicom_node.study import Delivery, WrittenReport
+from dicom_node.study import Delivery, WrittenReport, moment
 from tests.factories import a_series
 from tests.parts import Bench, Clock, told
 from tests.support import eventually, free_port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from pydicom.dataset import Dataset
 from dicom_node.commitment import Commitments, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
+from dicom_node.desk.studies import shown as tabled
 from dicom_node.errors import OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake
 from dicom_node.ledger import Ledger
@@ -23,7 +25,7 @@ from dicom_node.reconcile import reconcile
 from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State
+from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State, shown
 from dicom_node.watch import watch
 from tests.factories import a_series, changed
 from tests.integration.test_completeness import Silent
@@ -187,6 +189,11 @@ def test_a_dismissed_study_makes_room_before_its_time(bench: Bench) -> None:
     assert purger(bench, free_mib=-1).purge() == 0
     bench.ledger.orders.dismiss_study(study, Dismissal("anna", "the disk is full"))
     assert purger(bench, free_mib=-1).purge() == 1
+    row = bench.ledger.study(study)
+    assert row is not None
+    assert re.fullmatch(
+        r"purged for room at \S+ \S+, before retention_days; it was dismissed by anna at .*", row.reason
+    )
 
 
 def test_a_dismissed_study_that_is_pushed_again_is_looked_at_again(bench: Bench) -> None:
@@ -209,6 +216,13 @@ def test_below_the_watermark_the_oldest_sent_studies_go_until_there_is_room(benc
         studies.append(sent(bench, a_series("leg", 1, name=name)))
     assert purger(bench, free_mib=-2).purge() == 2
     assert [state_of(bench, uid) for uid in studies] == [State.PURGED, State.PURGED, State.SENT]
+    early, _, kept = (bench.ledger.study(uid) for uid in studies)
+    assert early is not None
+    assert kept is not None
+    assert early.reason == f"purged for room at {shown(bench.clock.now)}, before retention_days"
+    assert kept.reason == ""
+    assert early.reason in told([tabled("Studies", bench.ledger.studies(), why=True)])
+    assert "reason" not in told([tabled("Studies", [kept], why=True)])
 
 
 def test_a_clock_that_was_set_ahead_purges_nothing_for_a_day(bench: Bench) -> None:

@@ -136,6 +136,29 @@ def test_what_a_person_has_answered_is_no_longer_unsure() -> None:
         assert [line for line in summary(made) if line.startswith("Not sure")] == told
 
 
+def test_a_correction_without_a_label_asks_for_one() -> None:
+    with pytest.raises(ConfigurationError, match="name at least one --add"):
+        corrected()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (Change("brain", True), Change("brain", False), "6 images from 1 to 6"),
+        (Change("liver", False, 4, 5), Change("liver", True, 5, 6), "image 5"),
+        (Change("liver", False), Change("liver", True, 1, 2), "2 images from 1 to 2"),
+    ],
+)
+def test_nothing_is_added_and_removed_in_one_image(first: Change, second: Change, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"both added and removed in {told};"):
+        corrected(first, second)
+
+
+def test_one_label_may_go_from_some_images_and_come_to_others() -> None:
+    made = corrected(Change("liver", False, 4, 5), Change("liver", True, 1, 2))
+    assert ["liver" in shown for shown in labels(made)] == [True, True, False, False, False, True]
+
+
 def test_a_correction_that_changes_nothing_is_said_to_be_one() -> None:
     with pytest.raises(ConfigurationError, match="nothing would change: removed heart in all images"):
         corrected(Change("heart", False))
@@ -149,6 +172,7 @@ def test_a_correction_that_changes_nothing_is_said_to_be_one() -> None:
         ),
         min_size=1,
         max_size=4,
+        unique_by=lambda change: change.label,
     )
 )
 def test_whatever_is_changed_reading_gives_it_back(changes: list[Change]) -> None:

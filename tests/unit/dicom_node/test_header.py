@@ -1,6 +1,6 @@
 """Headers as PACS has them become headers that a report can stand on; claims are compared with pixels."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from pydicom import config
@@ -9,9 +9,11 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
+from dicom_node.reports.gate import inspected
 from dicom_node.reports.header import Agreement, character_set, compare, safe_header, zone_of
+from dicom_node.reports.report import Context, build, encode
 from labeler.vocabulary import vocabulary
-from tests.factories import a_series
+from tests.factories import a_series, an_answer
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,54 @@ def test_the_zone_is_the_header_s_own(offset: str, hours: float | None):
 
 def test_pixels_do_not_travel():
     assert "PixelData" not in safe_header(a_series("leg", 1)[0])
+
+
+#: A value as a file may hold it, in a VR that need not be the attribute's.
+VALUES = [
+    ("LO", "abc"),
+    ("LO", ["a", "b"]),
+    ("UT", "a\r\nb"),
+    ("PN", "A^B"),
+    ("UI", "1.2.3"),
+    ("IS", "7"),
+    ("DS", "1.5"),
+    ("US", 5),
+    ("FD", 1.5),
+    ("AT", 0x00100010),
+    ("OB", b"xx"),
+    ("SQ", [Dataset()]),
+]
+
+
+@pytest.mark.parametrize(("vr", "value"), VALUES, ids=[vr for vr, _ in VALUES])
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "SeriesNumber",
+        "PatientBirthDate",
+        "PatientSex",
+        "AccessionNumber",
+        "StudyID",
+        "StudyTime",
+        "ReferringPhysicianName",
+        "TimezoneOffsetFromUTC",
+        "OtherPatientIDsSequence",
+        "ProcedureCodeSequence",
+        "AnatomicRegionSequence",
+        "InstitutionName",
+    ],
+)
+def test_a_value_of_another_vr_than_its_attribute_s_costs_no_report(keyword, vr, value):
+    images = a_series("leg", 1)
+    images[0][keyword] = DataElement(Tag(keyword), vr, value)
+    context = Context(images[0], "content", datetime(2026, 1, 1))
+    answer = an_answer(images, lambda _: ("knee",))
+    inspected(encode(build(answer, context)), images[0], {images[0].SOPInstanceUID}, vocabulary())
+
+
+def test_a_number_in_another_vr_is_read_as_that_number():
+    image = a_series("leg", 1)[0]
+    image["SeriesNumber"] = DataElement(Tag("SeriesNumber"), "LO", "12")
+    image["PatientID"] = DataElement(Tag("PatientID"), "IS", "4711")
+    header = safe_header(image)
+    assert (header.SeriesNumber, header.PatientID, header["PatientID"].VR) == (12, "4711", "LO")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.peek import peek
@@ -27,6 +29,22 @@ def test_a_header_is_what_pydicom_reads(tmp_path: Path, syntax: UID) -> None:
     whole = dcmread(path, stop_before_pixels=True)
     assert peek(path) == whole
     assert peek(path, ["PatientID", "Rows"]) == dcmread(path, specific_tags=["PatientID", "Rows"])
+
+
+def test_an_attribute_beyond_reading_costs_no_other(tmp_path: Path) -> None:
+    """A UN value that is no sequence, in the place of an attribute that is one, alone and within another."""
+    path = saved(tmp_path, ExplicitVRLittleEndian)
+    image = dcmread(path)
+    image.add_new(0x00081FF0, "UN", b"abcd")
+    image.ReferencedStudySequence = [Dataset()]
+    image.ReferencedStudySequence[0].add_new(0x00081FF0, "UN", b"abcd")
+    image.ReferencedStudySequence[0].StudyID = "1"
+    image.save_as(path)
+    path.write_bytes(path.read_bytes().replace(b"\x08\0\xf0\x1fUN", b"\x08\0\x32\x10UN"))
+    header = peek(path)
+    assert "ProcedureCodeSequence" not in header
+    assert list(header.ReferencedStudySequence[0].keys()) == [Tag("StudyID")]
+    assert header.PatientID == image.PatientID
 
 
 def test_a_bomb_behind_the_header_is_not_opened(tmp_path: Path) -> None:

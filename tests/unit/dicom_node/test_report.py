@@ -12,7 +12,7 @@ from labeler.result import SliceLabels
 from labeler.slices import Source
 from labeler.sr import image_keys, read_report
 from labeler.vocabulary import vocabulary
-from tests.factories import a_series, an_answer
+from tests.factories import a_series, an_answer, changed
 
 FINISHED = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -90,6 +90,15 @@ def test_the_report_stands_in_the_study_and_patient_of_its_images():
         assert report[keyword].value == images[0][keyword].value
     assert report.SeriesInstanceUID != images[0].SeriesInstanceUID
     assert report.Modality == "SR"
+
+
+@pytest.mark.parametrize("sop_class", ["1.3.46.670589.5.0.1", "1.2.840.10008.5.1.1.30"], ids=["private", "retired"])
+def test_images_of_a_class_that_nobody_knows_have_a_report_that_names_it(sop_class: str):
+    images = changed(a_series("head", 3, name="class"), lambda image: setattr(image, "SOPClassUID", sop_class))
+    report = build(an_answer(images, lambda _: ("head",)), Context(images[0], "content", datetime(2026, 1, 1)))
+    assert (report.PatientID, report.StudyID) == (images[0].PatientID, images[0].StudyID)
+    (series,) = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert {item.ReferencedSOPClassUID for item in series.ReferencedSOPSequence} == {sop_class}
 
 
 def test_tracking_uids_are_unique_in_a_report():

@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from labeler.aggregate import Smoothing
 from labeler.dicom import instance_number, read_dicom
@@ -16,6 +18,7 @@ from labeler.order import BodyOrder
 from labeler.slices import Skip, Source
 from labeler.vocabulary import vocabulary
 from tests.factories import a_series, changed, saved
+from tests.parts import LABELER
 
 
 def read(images: list[Dataset], folder: Path):
@@ -31,6 +34,13 @@ def set_to(keyword: str, value: object):
     return lambda image: setattr(image, keyword, value)
 
 
+def raw(keyword: str, value: bytes):
+    """The value as a file holds it, which pydicom itself would not write."""
+    return lambda image: image._dict.update(
+        {Tag(keyword): RawDataElement(Tag(keyword), "DS", len(value), value, 0, False, True)}
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -39,6 +49,11 @@ def set_to(keyword: str, value: object):
         (delete("PixelData"), Skip.NO_PIXELS),
         (delete("ImageOrientationPatient"), Skip.NO_GEOMETRY),
         (set_to("ImageOrientationPatient", [1, 0, 0, 1, 0, 0]), Skip.NO_GEOMETRY),
+        (raw("ImageOrientationPatient", b"nan\\0\\0\\0\\1\\0"), Skip.NO_GEOMETRY),
+        (raw("ImageOrientationPatient", b"1e9\\0\\0\\0\\1e9\\0 "), Skip.NO_GEOMETRY),
+        (raw("RescaleSlope", b"nan "), Skip.UNDECODABLE),
+        (raw("RescaleSlope", b"1e300 "), Skip.UNDECODABLE),
+        (raw("RescaleIntercept", b"-inf"), Skip.UNDECODABLE),
         (set_to("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), Skip.LOCALIZER),
         (set_to("ImageType", ["DERIVED", "SECONDARY", "MIP"]), Skip.DERIVED),
         (set_to("PixelData", b"\0\0" * 96 * 96), Skip.EMPTY),
@@ -56,6 +71,16 @@ def test_every_unusable_image_has_its_reason(tmp_path: Path, change, reason):
     assert series.stacks == ()
     assert [item.reason for item in series.skipped] == [reason] * 3
     assert all(item.source.sop_instance_uid for item in series.skipped)
+
+
+@pytest.mark.parametrize("value", [b"nan ", b"nan\\0\\0 ", b"0\\inf\\0 ", b"0\\0\\1e300", b"0\\0", b"abc\\0\\0 "])
+def test_a_position_that_is_none_is_unknown_and_its_image_labelled(tmp_path: Path, value: bytes):
+    images = a_series("torso", 6, name="position")
+    raw("ImagePositionPatient", value)(images[2])
+    series = read(images, tmp_path)
+    assert series.skipped == ()
+    assert [np.isnan(plane.position) for plane in series.planes].count(True) == 1
+    assert len(LABELER.label(series).slices) == 6
 
 
 def test_one_bad_image_does_not_cost_the_others(tmp_path: Path):
