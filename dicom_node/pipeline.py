@@ -1,73 +1,52 @@
 """A study's work: prepare while it grows; open -> label -> report -> settle.
 
 It takes an id, claims a lease in the ledger and may run twice: the second run finds nothing to do, or is overtaken and
-leaves no trace. Alone in importing the labeler (with `report`, for the types of its answer).
+leaves no trace. What becomes of each series: `labelling`.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom.dataset import Dataset
 from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.corrections import (
-    draw_lost_sheet,
-    has_last_word,
     listen,
-    predecessors_among,
-    rejections_beside,
-    words_on,
 )
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.identity import disagreements, identity_of, is_one_patient
+from dicom_node.labelling import Labelling, by_path
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
 from dicom_node.model import Model
 from dicom_node.patience import pause
-from dicom_node.peek import peek
 from dicom_node.planes import Planes
 from dicom_node.reading import Reader, remembered
-from dicom_node.reports import report as reports
-from dicom_node.reports.gate import inspected, passed_sheet
-from dicom_node.reports.header import zone_of
-from dicom_node.reports.sheet import best_planes, sheet_of
-from dicom_node.reports.summary import summary_of
-from dicom_node.reports.word import Word, upheld
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
-    FILES_GONE,
     OUR_FAULT,
-    Absent,
     Instance,
-    Kind,
     Lease,
     NotLabelled,
     State,
     WrittenReport,
 )
-from dicom_node.uids import content_of, report_uid, sheet_uid
-from labeler.dicom import Read, series_of
+from labeler.dicom import series_of
 from labeler.errors import BundleError, LabelerError
 from labeler.sandbox import Bounds, shared_sandbox
-from labeler.vocabulary import vocabulary
 
 if TYPE_CHECKING:
     from labeler.label import Labeler
-    from labeler.result import SeriesLabels
-    from labeler.slices import FloatImage, Skipped
 
 log = structlog.get_logger("pipeline")
 
@@ -109,6 +88,10 @@ class Pipeline:
         sandbox = shared_sandbox(spec.canvas, wanted.decoders, Bounds(wanted.decode_seconds, wanted.decode_mib))
         return Reader(self.planes, sandbox, spec.sha256)
 
+    @property
+    def _labelling(self) -> Labelling:
+        return Labelling(self.settings, self.ledger, self.spool, self.labeler, self._reader)
+
     def drain(self) -> None:
         """The process is to end: what is not finished in time is handed back. Called from a signal handler."""
         self._drained_at = time.monotonic() + self.settings.drain_seconds
@@ -136,7 +119,7 @@ class Pipeline:
         if not self.model.ready():
             return True
         taken = [i for i in self.ledger.instances(study_uid) if not i.conflict and i.modality in ("CT", "MR")]
-        fresh = [series for series in _by_series(taken) if not self._known_of(series)]
+        fresh = [series for series in _by_series(taken) if not self._labelling.known_of(series)]
         here = [instance for series in fresh for instance in series if not instance.absent]
         if not self._reader.prepare(here, _TURN_SECONDS):
             return False
@@ -150,7 +133,7 @@ class Pipeline:
 
     def _scored_ahead(self, instances: Sequence[Instance]) -> bool:
         """Leave the scores of a series in the cache; False when it was interrupted, and goes on there next time."""
-        mark = self.planes.place_of(instances[0].study_uid, f"{self._report_uid(instances)}.scored")
+        mark = self.planes.place_of(instances[0].study_uid, f"{self._labelling.report_uid(instances)}.scored")
         if mark.exists():
             return True
 
@@ -160,7 +143,7 @@ class Pipeline:
 
         score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=True)
         try:
-            for series in series_of(self._reader.read(_by_path(instances))):
+            for series in series_of(self._reader.read(by_path(instances))):
                 self.labeler.label(series, make_room, score=score)
         except HandedBack:
             return False
@@ -254,7 +237,7 @@ class Pipeline:
         failed: Exception | None = None
         for series in by_series:
             try:
-                made, left_out = self._series(series, may_go_on)
+                made, left_out = self._labelling.of(series, may_go_on)
             except Exception as error:
                 last = lease.attempt >= self.settings.attempts or isinstance(error, Quarantine)
                 if not last or not _is_ours(error):
@@ -265,154 +248,6 @@ class Pipeline:
         if failed is not None and not written:
             raise failed
         return written, notes
-
-    def _series(
-        self, instances: Sequence[Instance], may_go_on: Callable[[], None]
-    ) -> tuple[list[WrittenReport], list[NotLabelled]]:
-        """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
-        draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].study_uid, instances[0].series_uid)
-        if known := self._known_of(instances):
-            return known, []
-        study_uid, series_uid, content = instances[0].study_uid, instances[0].series_uid, _content(instances)
-        instances = self._looked_for(instances)
-        if any(instance.absent for instance in instances):
-            return self._half(instances)
-        people = self._people(instances)
-        answer, pictures, left_out = self._answer(instances, people, may_go_on)
-        by_path = _by_path(instances)
-        notes = [
-            NotLabelled(by_path[item.source.index].sop_instance_uid, series_uid, item.reason.value, item.detail)
-            for item in left_out
-            if item.source.frame is None
-        ]
-        if not answer.slices:
-            return [], notes
-        context = self._context(instances, answer, content, people)
-        verdict = reports.comparison_of(answer, context).verdict
-        if verdict.agreement == reports.Agreement.DIFFER:
-            log.warning("header differs", series_uid=series_uid, peer=instances[0].peer, claimed=verdict.claimed)
-        built = reports.build(answer, context)
-        images = {instance.sop_instance_uid for instance in instances}
-        data = inspected(reports.encode(built), context.header, images, vocabulary())
-        report = WrittenReport(
-            sop_instance_uid=str(built.SOPInstanceUID),
-            sop_class_uid=str(built.SOPClassUID),
-            study_uid=study_uid,
-            source_series_uid=series_uid,
-            content=content,
-            path=self.spool.store_report(built.SOPInstanceUID, data),
-            predecessor=context.predecessors[0].sop_instance_uid if context.predecessors else None,
-            summary=json.dumps(summary_of(answer, context)),
-        )
-        rejections = rejections_beside(self.settings, self.ledger, self.spool, report, built)
-        return [report, *self._sheet(report, built, answer, pictures, context), *rejections], notes
-
-    def _looked_for(self, instances: Sequence[Instance]) -> Sequence[Instance]:
-        """The same; files that others took since the receiver started are marked as missing.
-
-        Raises:
-            OutOfResources: it is the spool that is gone.
-        """
-        gone = [str(i.path) for i in instances if not i.absent and not i.path.exists()]
-        if gone and not self.spool.incoming.is_dir():
-            raise OutOfResources(f"{self.spool.images} is away")
-        self.ledger.holdings.mark_missing(gone)
-        return [replace(i, absent=Absent.MISSING) if str(i.path) in gone else i for i in instances]
-
-    def _report_uid(self, instances: Sequence[Instance]) -> str:
-        return self._uid_with(instances, self._people(instances))
-
-    def _uid_with(self, instances: Sequence[Instance], people: Sequence[Word]) -> str:
-        upheld = (word.report_uid for word in people)
-        return report_uid(instances[0].series_uid, _content(instances), self.labeler.info.fingerprint, *upheld)
-
-    def _people(self, instances: Sequence[Instance]) -> tuple[Word, ...]:
-        """Whom the report on these images upholds: all who were heard; or, where the last word is on just these images,
-        those whom the report before it upheld, which may have to be made again."""
-        first = instances[0]
-        people = words_on(self.ledger, first.study_uid, first.series_uid)
-        if not people or not self._has_last_word(instances):
-            return people
-        earlier = (people[:count] for count in range(len(people), -1, -1))
-        return next((some for some in earlier if self.ledger.issued.report(self._uid_with(instances, some))), people)
-
-    def _has_last_word(self, instances: Sequence[Instance]) -> bool:
-        first = instances[0]
-        return has_last_word(self.ledger, first.study_uid, first.series_uid, _content(instances))
-
-    def _known_of(self, instances: Sequence[Instance]) -> list[WrittenReport]:
-        """The report on just these images and its sheet; nothing where a file is lost: both are made again."""
-        uid = self._report_uid(instances)
-        report, sheet = self.ledger.issued.report(uid), self.ledger.issued.sheet(sheet_uid(uid))
-        if report is None and self._has_last_word(instances):
-            return self._reported_on(instances)  # by another model, and since then by a person
-        known = [part for part in (report, sheet) if part is not None]
-        return known if report is not None and all(part.path.exists() for part in known) else []
-
-    def _reported_on(self, instances: Sequence[Instance]) -> list[WrittenReport]:
-        """The first report on exactly these images, by whatever model."""
-        wanted = instances[0].series_uid, _content(instances)
-        reports = self.ledger.issued.of_study(instances[0].study_uid)
-        return [one for one in reports if (one.source_series_uid, one.content) == wanted][:1]
-
-    def _half(self, instances: Sequence[Instance]) -> tuple[list[WrittenReport], list[NotLabelled]]:
-        """A series of which files have left the spool: the report on exactly these images, if there is one, stays."""
-        if reported := self._reported_on(instances):
-            return reported, []
-        series_uid, study_uid = instances[0].series_uid, instances[0].study_uid
-        gone = sum(bool(instance.absent) for instance in instances)
-        told = f"{gone} of {len(instances)} images are gone; push the whole series again"
-        log.error(f"not labelled: {FILES_GONE}", study_uid=study_uid, series_uid=series_uid, remedy=told)
-        return [], [NotLabelled(i.sop_instance_uid, series_uid, FILES_GONE, told) for i in instances if not i.absent]
-
-    def _sheet(
-        self,
-        report: WrittenReport,
-        built: Dataset,
-        answer: SeriesLabels,
-        pictures: dict[str, FloatImage],
-        context: reports.Context,
-    ) -> Iterator[WrittenReport]:
-        """The sheet beside a report, drawn where somebody is to get it."""
-        if not self.settings.receivers_of_sheets:
-            return
-        sheet = passed_sheet(sheet_of(built, answer, pictures, context), context.header)
-        uid, sop_class = str(sheet.SOPInstanceUID), str(sheet.SOPClassUID)
-        path = self.spool.store_report(uid, reports.encode(sheet))
-        yield replace(
-            report, sop_instance_uid=uid, sop_class_uid=sop_class, path=path, predecessor=None, kind=Kind.SHEET
-        )
-
-    def _answer(
-        self, instances: Sequence[Instance], people: Sequence[Word], may_go_on: Callable[[], None]
-    ) -> tuple[SeriesLabels, dict[str, FloatImage], list[Skipped]]:
-        """Labels of one series, as people have verified them where they have; its best planes, and every image left
-        out. Files beyond reading stand apart."""
-
-        def checked() -> Iterator[Read]:
-            for read in self._reader.read(_by_path(instances)):
-                may_go_on()
-                yield read
-
-        read = series_of(checked())
-        left_out = [item for series in read for item in series.skipped]
-        series = max(read, key=lambda one: (len(one.stacks), one.series_instance_uid is not None))
-        score = remembered(self.labeler, self.planes, instances[0].study_uid, keep=False)
-        answer = self.labeler.label(series, lambda _: may_go_on(), score=score)
-        if people and answer.slices:
-            answer = upheld(answer, people, vocabulary())
-        return answer, best_planes(series, answer), left_out
-
-    def _context(
-        self, instances: Sequence[Instance], answer: SeriesLabels, content: str, people: tuple[Word, ...]
-    ) -> reports.Context:
-        first = next(i for i in instances if i.sop_instance_uid == answer.slices[0].source.sop_instance_uid)
-        header = peek(first.path)
-        finished = datetime.fromtimestamp(max(instance.received_at for instance in instances), zone_of(header) or UTC)
-        context = reports.Context(header, content, finished, upheld=people)
-        uid = reports.uid_of(answer, context)
-        earlier = self.ledger.issued.earlier(first.study_uid, first.series_uid, uid)
-        return replace(context, revision=len(earlier) + 1, predecessors=predecessors_among(self.ledger, earlier))
 
 
 def _is_ours(error: Exception) -> bool:
@@ -431,14 +266,6 @@ def _left_aside(instances: Sequence[Instance], error: Exception) -> list[NotLabe
     told = str(error) if isinstance(error, Quarantine) else f"{where(error)}; {again}"
     log.error(f"series not labelled: {OUR_FAULT}", study_uid=first.study_uid, series_uid=first.series_uid, reason=told)
     return [NotLabelled(i.sop_instance_uid, i.series_uid, OUR_FAULT, told) for i in instances]
-
-
-def _by_path(instances: Iterable[Instance]) -> list[Instance]:
-    return sorted(instances, key=lambda instance: instance.path)
-
-
-def _content(instances: Iterable[Instance]) -> str:
-    return content_of((instance.sop_instance_uid, instance.digest) for instance in instances)
 
 
 def _by_series(instances: Iterable[Instance]) -> list[list[Instance]]:

@@ -25,7 +25,7 @@ from dicom_node.reconcile import reconcile
 from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State, shown
+from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State, moment
 from dicom_node.watch import watch
 from tests.factories import a_series, changed
 from tests.integration.test_completeness import Silent
@@ -219,7 +219,7 @@ def test_below_the_watermark_the_oldest_sent_studies_go_until_there_is_room(benc
     early, _, kept = (bench.ledger.study(uid) for uid in studies)
     assert early is not None
     assert kept is not None
-    assert early.reason == f"purged for room at {shown(bench.clock.now)}, before retention_days"
+    assert early.reason == f"purged for room at {moment(bench.clock.now)}, before retention_days"
     assert kept.reason == ""
     assert early.reason in told([tabled("Studies", bench.ledger.studies(), why=True)])
     assert "reason" not in told([tabled("Studies", [kept], why=True)])
