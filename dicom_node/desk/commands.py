@@ -304,7 +304,7 @@ def deliveries_redirect(
 
     wanted = settings()
     word, ledger = a_redirection(wanted, origin, to, by), kept_ledger(wanted)
-    done = ledger.deliveries.redirect(word, report, dismissed)
+    done = ledger.orders.redirect(word, report, dismissed)
     stays = what_stays(ledger, origin) if report is None else f"see `dicom-node deliveries --to {origin}`"
     if not done:
         raise Quarantine(f"no such delivery to {origin} failed or waits; {stays}")

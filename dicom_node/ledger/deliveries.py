@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, false, func, literal, or_, select, true, update
+from sqlalchemy import Row, and_, false, func, literal, or_, select, true, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.destinations import Destinations
@@ -22,7 +22,6 @@ from dicom_node.study import (
     Dismissal,
     DueDelivery,
     Kind,
-    Redirection,
     State,
     WrittenReport,
 )
@@ -33,17 +32,6 @@ _LONGEST_PAUSE = 300.0
 _UNDELIVERED = "delivery to"
 #: How the reason begins of a study that is SENT, and no report of it anywhere.
 UNSENT = "nothing of it was delivered"
-#: What a delivery is that begins anew.
-_ANEW = {
-    "state": Delivery.WAITING,
-    "attempts": 0,
-    "stumbles": 0,
-    "next_at": 0.0,
-    "rung_at": 0.0,
-    "sent_at": 0.0,
-    "sent_uid": "",
-    "transaction_uid": "",
-}
 
 
 class Deliveries:
@@ -70,7 +58,7 @@ class Deliveries:
         again = {"state": Delivery.WAITING, "attempts": 0, "stumbles": 0, "next_at": 0.0, "rung_at": 0.0}
         changed = update(delivery).where(failed).values(again).returning(delivery.c.study_uid)
         studies = list(connection.execute(changed).scalars())
-        _lock_studies(connection, studies)
+        lock_studies(connection, studies)
         done = study.c.state.in_([State.SENT, State.PURGED]) if Delivery.DISMISSED in given_up else false()
         stuck = and_(study.c.study_uid.in_(set(studies)), or_(is_undelivered(), done))
         connection.execute(update(study).where(stuck).values(state=State.REPORTED, reason=""))
@@ -81,7 +69,7 @@ class Deliveries:
 
         What a person has dismissed is tried only where the report is named.
         """
-        wanted = _fitting(to, report_uid)
+        wanted = fitting(to, report_uid)
         given_up = [Delivery.FAILED] if report_uid is None else [Delivery.FAILED, Delivery.DISMISSED]
         waiting = and_(wanted, delivery.c.state == Delivery.WAITING)
         with self.store.engine.begin() as connection:
@@ -101,59 +89,19 @@ class Deliveries:
             waiting: what falls due again, too, but for what is under way at this moment.
         """
         given_up = delivery.c.state == Delivery.FAILED
-        failed = and_(_fitting(to, report_uid), or_(given_up, self._idle()) if waiting else given_up)
+        failed = and_(fitting(to, report_uid), or_(given_up, self.idle()) if waiting else given_up)
         told = literal(f"{word.told(self.store.clock())}; the answer was: ", Prose()) + delivery.c.detail
         values = {"state": Delivery.DISMISSED, "detail": told}
         with self.store.engine.begin() as connection:
             dismissed = update(delivery).where(failed).values(values).returning(delivery.c.study_uid)
             studies = list(connection.execute(dismissed).scalars())
-            _lock_studies(connection, studies)
+            lock_studies(connection, studies)
             for study_uid in sorted(set(studies)):
-                _reopen(connection, study_uid, is_undelivered())
-                _conclude(connection, study_uid)
+                reopen(connection, study_uid, is_undelivered())
+                conclude(connection, study_uid)
         return len(studies)
 
-    def redirect(self, word: Redirection, report_uid: str | None = None, dismissed: bool = False) -> int:
-        """A person's word: what failed or falls due again is owed to another destination instead; how much that is.
-
-        What is under way at this moment stays, and so do answers about storage commitment, which are for who asked.
-        Each object is owed once: where the other has it, or is to have it, nothing is added.
-
-        Args:
-            dismissed: what a person has dismissed, too.
-        """
-        given_up = [Delivery.FAILED, Delivery.DISMISSED] if dismissed else [Delivery.FAILED]
-        answers = select(report.c.sop_instance_uid).where(report.c.kind == Kind.COMMITMENT)
-        ours = and_(_fitting(word.origin, report_uid), delivery.c.report_uid.not_in(answers))
-        owed = and_(ours, or_(delivery.c.state.in_(given_up), self._idle()))
-        before, after = word.told(self.store.clock())
-        told = literal(f"{before}; it was ", Prose()) + delivery.c.state + ": " + delivery.c.detail
-        values = {"state": Delivery.REDIRECTED, "detail": told, "fence": delivery.c.fence + 1}
-        changed = update(delivery).where(owed).values(values).returning(delivery.c.report_uid, delivery.c.study_uid)
-        with self.store.engine.begin() as connection:
-            moved = [(row.report_uid, row.study_uid) for row in connection.execute(changed)]
-            self._owe_instead(connection, moved + _newer(connection, word.origin, moved), word.to, after)
-            for study_uid in sorted({study_uid for _, study_uid in moved}):
-                _reopen(connection, study_uid, or_(is_undelivered(), study.c.state.in_([State.SENT, State.PURGED])))
-                _conclude(connection, study_uid)
-        return len(moved)
-
-    def _owe_instead(self, connection: Connection, owed: Sequence[tuple[str, str]], to: str, told: str) -> None:
-        """Owe these (report UID, study UID) to a destination; what was redirected from it once comes back to it."""
-        if not owed:
-            return
-        here = and_(delivery.c.report_uid == bindparam("uid"), delivery.c.destination == to)
-        back = update(delivery).where(here, delivery.c.state == Delivery.REDIRECTED)
-        again = back.values(**_ANEW, detail=told, fence=delivery.c.fence + 1)
-        connection.execute(again, [{"uid": uid} for uid, _ in owed])  # before the studies: see `retry_all`
-        _lock_studies(connection, (study_uid for _, study_uid in owed))
-        rows = [
-            {"report_uid": uid, "destination": to, "study_uid": study_uid, "state": Delivery.WAITING, "detail": told}
-            for uid, study_uid in owed
-        ]
-        connection.execute(self.store.insert(delivery).on_conflict_do_nothing(), rows)
-
-    def _idle(self) -> Any:
+    def idle(self) -> Any:
         """Deliveries that fall due again, and that nobody works on at this moment."""
         return and_(delivery.c.state.in_(OPEN), delivery.c.lease_until <= self.store.clock())
 
@@ -167,7 +115,7 @@ class Deliveries:
     def listed(self, failed: bool = False, to: str | None = None, limit: int = 200) -> list[Row[Any]]:
         """Deliveries that are not done, or only those that failed; of one destination or all, the next ones first."""
         states = [Delivery.FAILED] if failed else [Delivery.FAILED, *OPEN]
-        wanted = and_(_fitting(to), delivery.c.state.in_(states))
+        wanted = and_(fitting(to), delivery.c.state.in_(states))
         with self.store.engine.connect() as connection:
             return list(connection.execute(select(delivery).where(wanted).order_by(delivery.c.next_at).limit(limit)))
 
@@ -196,7 +144,7 @@ class Deliveries:
         None where nothing is due, another has it, the destination rests, or `parallel` deliveries are under way there.
         """
         now = self.store.clock()
-        fits = _fitting(destination, report_uid)
+        fits = fitting(destination, report_uid)
         free = and_(fits, delivery.c.state.in_(OPEN), delivery.c.next_at <= now, delivery.c.lease_until <= now)
         first = select(delivery.c.report_uid).where(free).order_by(delivery.c.next_at).limit(1)
         taken = {
@@ -221,9 +169,7 @@ class Deliveries:
 
     def renew(self, due: DueDelivery, lease_seconds: float) -> bool:
         """Keep a lease; False when it is lost."""
-        held = and_(
-            _fitting(due.destination, due.report_uid), delivery.c.fence == due.fence, delivery.c.lease_until > 0
-        )
+        held = and_(fitting(due.destination, due.report_uid), delivery.c.fence == due.fence, delivery.c.lease_until > 0)
         with self.store.engine.begin() as connection:
             until = self.store.clock() + lease_seconds
             return connection.execute(update(delivery).where(held).values(lease_until=until)).rowcount == 1
@@ -237,17 +183,17 @@ class Deliveries:
 
     def has(self, report_uid: str) -> bool:
         """Was this ever to be delivered to anybody?"""
-        return self._any(_fitting(None, report_uid))
+        return self._any(fitting(None, report_uid))
 
     def is_spared(self, report_uid: str, destination: str) -> bool:
         """Does what is owed not go to this destination, since a person has said so?"""
         gone = delivery.c.state.in_([Delivery.DISMISSED, Delivery.REDIRECTED])
-        here = _fitting(destination, report_uid)
+        here = fitting(destination, report_uid)
         return self.has(report_uid) and not self._any(and_(here, ~gone))
 
     def still_owes(self, report_uid: str, destination: str) -> bool:
         """May a destination still get this, from us or by a person's `retry`?"""
-        return self._any(and_(_fitting(destination, report_uid), delivery.c.state.not_in(DONE)))
+        return self._any(and_(fitting(destination, report_uid), delivery.c.state.not_in(DONE)))
 
     def _any(self, condition: Any) -> bool:
         with self.store.engine.connect() as connection:
@@ -291,7 +237,7 @@ class Deliveries:
         }
         with self.store.engine.begin() as connection:
             if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
-                _conclude(connection, due.study_uid)
+                conclude(connection, due.study_uid)
                 if state in (Delivery.SENT, Delivery.AWAITED):
                     self.destinations.stored(connection, due.destination)
                 elif rest is not None:
@@ -344,41 +290,23 @@ class Deliveries:
                     values = {"state": Delivery.WAITING, "detail": told, "next_at": again, "rung_at": 0.0}
                 key = and_(delivery.c.report_uid == row.report_uid, delivery.c.destination == destination)
                 connection.execute(update(delivery).where(key, asked).values(values))
-                _conclude(connection, row.study_uid)
+                conclude(connection, row.study_uid)
         return len(answered)
 
 
-def _lock_studies(connection: Connection, study_uids: Iterable[str]) -> None:
+def lock_studies(connection: Connection, study_uids: Iterable[str]) -> None:
     """Wait for whoever concludes one of these, or its new state would not be seen."""
     for study_uid in sorted(set(study_uids)):
         lock_study(connection, study_uid)
 
 
-def _newer(connection: Connection, origin: str, moved: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What a destination has got in the place of one of these: (report UID, study UID), with its sheet and the notes.
-
-    Who gets an outdated report alone would take it for the last word.
-    """
-    older, newer = report.alias(), report.alias()
-    outdated = and_(older.c.sop_instance_uid == bindparam("uid"), older.c.superseded_by != "")
-    same_series = and_(newer.c.study_uid == older.c.study_uid, newer.c.source_series_uid == older.c.source_series_uid)
-    got = and_(
-        delivery.c.report_uid == newer.c.sop_instance_uid,
-        delivery.c.destination == origin,
-        delivery.c.state.in_([Delivery.SENT, Delivery.LEFT_OUT]),
-    )
-    last = newer.c.superseded_by == ""
-    wanted = select(newer.c.sop_instance_uid, newer.c.study_uid).where(outdated, same_series, last, got)
-    return [(uid, study_uid) for key, _ in moved for uid, study_uid in connection.execute(wanted, {"uid": key})]
-
-
-def _reopen(connection: Connection, study_uid: str, condition: Any) -> None:
+def reopen(connection: Connection, study_uid: str, condition: Any) -> None:
     """A study of this condition -> REPORTED, to be concluded."""
     key = and_(study.c.study_uid == study_uid, condition)
     connection.execute(update(study).where(key).values(state=State.REPORTED, reason=""))
 
 
-def _conclude(connection: Connection, study_uid: str) -> None:
+def conclude(connection: Connection, study_uid: str) -> None:
     """REPORTED -> SENT or QUARANTINED, as the study's deliveries stand; two last ones wait for each other."""
     lock_study(connection, study_uid)
     states = states_of(connection, study_uid)
@@ -411,7 +339,7 @@ def is_undelivered() -> Any:
     return and_(study.c.state == State.QUARANTINED, study.c.reason.startswith(_UNDELIVERED))
 
 
-def _fitting(destination: str | None = None, report_uid: str | None = None) -> Any:
+def fitting(destination: str | None = None, report_uid: str | None = None) -> Any:
     """Deliveries to this destination, of this report; None fits all."""
     to = true() if destination is None else delivery.c.destination == destination
     return and_(to, true() if report_uid is None else delivery.c.report_uid == report_uid)

@@ -1,4 +1,4 @@
-"""What a person orders about studies that nobody could label or deliver: try them again, or leave them.
+"""What a person orders about what nobody could label or deliver: try it again, leave it, or send it elsewhere.
 
 Part of the ledger (`Ledger.orders`). Each order is one conditional UPDATE: whoever comes second, a person, an image or
 a worker, finds the study in another state.
@@ -6,19 +6,31 @@ a worker, finds the study in another state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import and_, exists, literal, or_, select, update
+from sqlalchemy import and_, bindparam, exists, literal, or_, select, update
+from sqlalchemy.engine import Connection
 
-from dicom_node.ledger.deliveries import Deliveries, is_undelivered
-from dicom_node.ledger.schema import Prose, Store, delivery, not_labelled, study
-from dicom_node.study import OUR_FAULT, Dismissal, State
+from dicom_node.ledger.deliveries import Deliveries, conclude, fitting, is_undelivered, lock_studies, reopen
+from dicom_node.ledger.schema import Prose, Store, delivery, not_labelled, report, study
+from dicom_node.study import OUR_FAULT, Delivery, Dismissal, Kind, Redirection, State
 
 #: What a study is from which work begins anew.
 _AGAIN = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
 #: States in which nothing goes on by itself, and there may be more to do.
 _RESTING = (State.QUARANTINED, State.UNLABELLED, State.DISMISSED)
+#: What a delivery is that begins anew.
+_ANEW = {
+    "state": Delivery.WAITING,
+    "attempts": 0,
+    "stumbles": 0,
+    "next_at": 0.0,
+    "rung_at": 0.0,
+    "sent_at": 0.0,
+    "sent_uid": "",
+    "transaction_uid": "",
+}
 
 
 class Orders:
@@ -73,6 +85,64 @@ class Orders:
         with self.store.engine.begin() as connection:
             dismissed = update(study).where(waiting).values(state=State.DISMISSED, reason=told)
             return connection.execute(dismissed).rowcount
+
+    def redirect(self, word: Redirection, report_uid: str | None = None, dismissed: bool = False) -> int:
+        """A person's word: what failed or falls due again is owed to another destination instead; how much that is.
+
+        What is under way at this moment stays, and so do answers about storage commitment, which are for who asked.
+        Each object is owed once: where the other has it, or is to have it, nothing is added.
+
+        Args:
+            dismissed: what a person has dismissed, too.
+        """
+        given_up = [Delivery.FAILED, Delivery.DISMISSED] if dismissed else [Delivery.FAILED]
+        answers = select(report.c.sop_instance_uid).where(report.c.kind == Kind.COMMITMENT)
+        ours = and_(fitting(word.origin, report_uid), delivery.c.report_uid.not_in(answers))
+        owed = and_(ours, or_(delivery.c.state.in_(given_up), self._deliveries.idle()))
+        before, after = word.told(self.store.clock())
+        told = literal(f"{before}; it was ", Prose()) + delivery.c.state + ": " + delivery.c.detail
+        values = {"state": Delivery.REDIRECTED, "detail": told, "fence": delivery.c.fence + 1}
+        changed = update(delivery).where(owed).values(values).returning(delivery.c.report_uid, delivery.c.study_uid)
+        with self.store.engine.begin() as connection:
+            moved = [(row.report_uid, row.study_uid) for row in connection.execute(changed)]
+            self._owe_instead(connection, moved + _newer(connection, word.origin, moved), word.to, after)
+            for study_uid in sorted({study_uid for _, study_uid in moved}):
+                reopen(connection, study_uid, or_(is_undelivered(), study.c.state.in_([State.SENT, State.PURGED])))
+                conclude(connection, study_uid)
+        return len(moved)
+
+    def _owe_instead(self, connection: Connection, owed: Sequence[tuple[str, str]], to: str, told: str) -> None:
+        """Owe these (report UID, study UID) to a destination; what was redirected from it once comes back to it."""
+        if not owed:
+            return
+        here = and_(delivery.c.report_uid == bindparam("uid"), delivery.c.destination == to)
+        back = update(delivery).where(here, delivery.c.state == Delivery.REDIRECTED)
+        again = back.values(**_ANEW, detail=told, fence=delivery.c.fence + 1)
+        connection.execute(again, [{"uid": uid} for uid, _ in owed])  # before the studies: see `retry_all`
+        lock_studies(connection, (study_uid for _, study_uid in owed))
+        rows = [
+            {"report_uid": uid, "destination": to, "study_uid": study_uid, "state": Delivery.WAITING, "detail": told}
+            for uid, study_uid in owed
+        ]
+        connection.execute(self.store.insert(delivery).on_conflict_do_nothing(), rows)
+
+
+def _newer(connection: Connection, origin: str, moved: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What a destination has got in the place of one of these: (report UID, study UID), with its sheet and the notes.
+
+    Who gets an outdated report alone would take it for the last word.
+    """
+    older, newer = report.alias(), report.alias()
+    outdated = and_(older.c.sop_instance_uid == bindparam("uid"), older.c.superseded_by != "")
+    same_series = and_(newer.c.study_uid == older.c.study_uid, newer.c.source_series_uid == older.c.source_series_uid)
+    got = and_(
+        delivery.c.report_uid == newer.c.sop_instance_uid,
+        delivery.c.destination == origin,
+        delivery.c.state.in_([Delivery.SENT, Delivery.LEFT_OUT]),
+    )
+    last = newer.c.superseded_by == ""
+    wanted = select(newer.c.sop_instance_uid, newer.c.study_uid).where(outdated, same_series, last, got)
+    return [(uid, study_uid) for key, _ in moved for uid, study_uid in connection.execute(wanted, {"uid": key})]
 
 
 def _told(states: Iterable[State], reason: str) -> Any:

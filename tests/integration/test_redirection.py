@@ -44,7 +44,7 @@ def settings(home: Path, *names: str) -> Settings:
 def test_what_waits_is_owed_to_the_other_and_both_say_who_and_when(ledger: Ledger) -> None:
     reported(ledger, "pacs")
     answered(ledger, "pacs", Delivery.WAITING, "no peer is called 'pacs'")
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     assert delivered(ledger) == {"pacs": Delivery.REDIRECTED, "archive": Delivery.WAITING}
     said = details(ledger)
     assert said["pacs"].startswith("redirected to archive by anna at 1970-01-01 ")
@@ -52,7 +52,7 @@ def test_what_waits_is_owed_to_the_other_and_both_say_who_and_when(ledger: Ledge
     assert said["archive"].startswith("redirected from pacs by anna at 1970-01-01 ")
     assert ledger.deliveries.owed() == {"archive": 1}
     assert ledger.deliveries.claim("pacs", 60) is None
-    assert ledger.deliveries.redirect(MOVE) == 0
+    assert ledger.orders.redirect(MOVE) == 0
     answered(ledger, "archive", Delivery.SENT)
     assert (state(ledger), reason(ledger)) == (State.SENT, "")
 
@@ -62,7 +62,7 @@ def test_what_failed_is_too_and_its_study_no_longer_laid_aside(ledger: Ledger) -
     answered(ledger, "pacs", Delivery.FAILED)
     answered(ledger, "vna", Delivery.SENT)
     assert state(ledger) == State.QUARANTINED
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     assert (state(ledger), reason(ledger)) == (State.REPORTED, "")
     assert ledger.holdings.purgeable(10_000.0) == []
     answered(ledger, "archive", Delivery.FAILED, "0xC000")
@@ -73,7 +73,7 @@ def test_each_report_is_owed_once(ledger: Ledger) -> None:
     reported(ledger, "pacs", "archive")
     answered(ledger, "pacs", Delivery.FAILED)
     answered(ledger, "archive", Delivery.SENT, "0x0000")
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     assert delivered(ledger) == {"pacs": Delivery.REDIRECTED, "archive": Delivery.SENT}
     assert details(ledger)["archive"] == "0x0000"
     assert (state(ledger), reason(ledger)) == (State.SENT, "")
@@ -83,9 +83,9 @@ def test_what_is_under_way_stays(ledger: Ledger, clock: SetClock) -> None:
     reported(ledger, "pacs")
     due = ledger.deliveries.claim("pacs", 60)
     assert due is not None
-    assert ledger.deliveries.redirect(MOVE) == 0
+    assert ledger.orders.redirect(MOVE) == 0
     clock.now += 61
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     ledger.deliveries.settle(due, Delivery.SENT, "late")
     assert not ledger.deliveries.renew(due, 60)
     assert delivered(ledger) == {"pacs": Delivery.REDIRECTED, "archive": Delivery.WAITING}
@@ -96,9 +96,9 @@ def test_commitment_is_asked_anew(ledger: Ledger) -> None:
     due = ledger.deliveries.claim("pacs", 60)
     assert due is not None
     ledger.deliveries.settle(due, Delivery.AWAITED, "0x0000", 5000.0, "9.1", "7.7")
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     assert ledger.deliveries.commitment_answered("7.7", "pacs", {"9.1"}, {}) == 0, "it is no longer asked"
-    assert ledger.deliveries.redirect(Redirection("anna", "archive", "pacs")) == 1, "and back: it was the wrong name"
+    assert ledger.orders.redirect(Redirection("anna", "archive", "pacs")) == 1, "and back: it was the wrong name"
     assert ledger.deliveries.commitment_answered("7.7", "pacs", {"9.1"}, {}) == 0
     assert delivered(ledger) == {"pacs": Delivery.WAITING, "archive": Delivery.REDIRECTED}
     ledger.deliveries.settle(due, Delivery.FAILED, "an attempt of before")
@@ -108,7 +108,7 @@ def test_commitment_is_asked_anew(ledger: Ledger) -> None:
 
 def test_answers_about_commitment_are_for_who_asked(ledger: Ledger) -> None:
     ledger.deliveries.owe_commitment("8.1", Path("/a.dcm"), "pacs")
-    assert ledger.deliveries.redirect(MOVE) == 0
+    assert ledger.orders.redirect(MOVE) == 0
     assert delivered(ledger) == {"pacs": Delivery.WAITING}
 
 
@@ -120,9 +120,9 @@ def test_of_a_study_whose_every_delivery_was_dismissed_it_is_told_and_taken_back
     assert reason(ledger).startswith("nothing of it was delivered: dismissed by anna at 1970-01-01 ")
     assert "nothing of it was delivered: dismissed by anna" in told(story(ledger, "1.2"))
     assert "deliveries redirect --from OLD --to NEW --dismissed" in why_not_retried("1.2", ledger.study("1.2"))
-    assert ledger.deliveries.redirect(MOVE) == 0, "what a person has dismissed stays so"
-    assert ledger.deliveries.redirect(MOVE, "9.7", dismissed=True) == 0
-    assert ledger.deliveries.redirect(MOVE, "9.1", dismissed=True) == 1
+    assert ledger.orders.redirect(MOVE) == 0, "what a person has dismissed stays so"
+    assert ledger.orders.redirect(MOVE, "9.7", dismissed=True) == 0
+    assert ledger.orders.redirect(MOVE, "9.1", dismissed=True) == 1
     assert (state(ledger), reason(ledger)) == (State.REPORTED, "")
     answered(ledger, "archive", Delivery.SENT)
     assert (state(ledger), reason(ledger)) == (State.SENT, "")
@@ -133,7 +133,7 @@ def test_so_is_a_purged_one(ledger: Ledger) -> None:
     ledger.deliveries.dismiss(WORD, "pacs", waiting=True)
     assert ledger.holdings.purge("1.2", 10_000.0, False, lambda paths: None) is not None
     assert "is purged, nothing of it was delivered" in why_not_retried("1.2", ledger.study("1.2"))
-    assert ledger.deliveries.redirect(MOVE, dismissed=True) == 1
+    assert ledger.orders.redirect(MOVE, dismissed=True) == 1
     assert state(ledger) == State.REPORTED
 
 
@@ -159,7 +159,7 @@ def test_who_gets_an_outdated_report_gets_what_superseded_it_too(ledger: Ledger,
         assert due is not None
         ended = Delivery.SENT if due.report_uid == "9.2" else Delivery.LEFT_OUT
         ledger.deliveries.settle(due, ended, "", sent_uid=due.report_uid)
-    assert ledger.deliveries.redirect(MOVE) == 1
+    assert ledger.orders.redirect(MOVE) == 1
     assert {(uid, standing) for uid, to, standing in places(ledger) if to == "archive"} == {
         ("9.1", Delivery.WAITING),
         ("9.2", Delivery.WAITING),
@@ -175,7 +175,7 @@ def test_a_redirection_and_a_last_answer_do_not_each_wait_for_the_other(ledger: 
     assert due is not None
     together(
         lambda: ledger.deliveries.settle(due, Delivery.SENT, "0x0000"),
-        lambda: ledger.deliveries.redirect(MOVE),
+        lambda: ledger.orders.redirect(MOVE),
     )
     assert (state(ledger), delivered(ledger)["archive"]) == (State.REPORTED, Delivery.WAITING)
 
@@ -183,8 +183,8 @@ def test_a_redirection_and_a_last_answer_do_not_each_wait_for_the_other(ledger: 
 def test_of_two_redirections_one_moves_it(ledger: Ledger) -> None:
     reported(ledger, "pacs")
     moved = together(
-        lambda: ledger.deliveries.redirect(MOVE),
-        lambda: ledger.deliveries.redirect(Redirection("bob", "pacs", "vna")),
+        lambda: ledger.orders.redirect(MOVE),
+        lambda: ledger.orders.redirect(Redirection("bob", "pacs", "vna")),
     )
     assert sorted(moved) == [0, 1]
     assert len(ledger.deliveries.listed()) == 1
@@ -200,7 +200,7 @@ def test_deliveries_to_nobody_are_told_with_what_mends_it(database: str, ledger:
     deliverer = Deliverer(renamed, ledger, ledger.clock)
     deliverer.deliver(None, "pacs")
     assert "deliveries redirect --from pacs --to PEER" in details(ledger)["pacs"]
-    ledger.deliveries.redirect(MOVE)
+    ledger.orders.redirect(MOVE)
     assert known_receivers(renamed) == "1 wait or failed"
     assert known_receivers(settings(tmp_path / "none", "archive")) == "nothing waits"
     assert not (tmp_path / "none").exists()

@@ -274,7 +274,7 @@ def test_to_an_archive_in_its_place_all_goes_in_its_order(
         usual = {"ae_title": "NEW", "host": "127.0.0.1", "may": frozenset({"reports"}), "sheet": False}
         peer = Peer(name="archive", port=new.port, reject_superseded=True, **usual)
         bench.deliverer.settings = bench.settings.model_copy(update={"peers": (peer,)})
-        assert bench.ledger.deliveries.redirect(Redirection("anna", "pacs", "archive"), dismissed=True) > 0
+        assert bench.ledger.orders.redirect(Redirection("anna", "pacs", "archive"), dismissed=True) > 0
         note = rejection_uid(older.sop_instance_uid)
         assert bench.deliverer.deliver(note, "archive") == Delivery.WAITING, "it has nothing to reject yet"
         for _ in range(6):
