@@ -164,7 +164,7 @@ def test_an_answer_about_commitment_takes_no_dismissal_back(ledger: Ledger) -> N
         answered.start()
         answered.join(0.5)
     answered.join()
-    assert ledger.deliveries.is_dismissed("9.1", "pacs")
+    assert ledger.deliveries.is_spared("9.1", "pacs")
 
 
 def test_many_due_rows_are_rung_for_in_turn(ledger: Ledger, clock: SetClock) -> None:
