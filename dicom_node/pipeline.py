@@ -238,7 +238,7 @@ class Pipeline:
         for series in by_series:
             try:
                 made, left_out = self._labelling.of(series, may_go_on)
-            except Exception as error:
+            except Exception as error:  # whose fault it is decides who pays
                 last = lease.attempt >= self.settings.attempts or isinstance(error, Quarantine)
                 if not last or not _is_ours(error):
                     raise
