@@ -22,20 +22,19 @@ from blake3 import blake3
 _BLOCK = 4096
 #: Bytes of one write, but a file's last.
 _AT_ONCE = 1 << 20
-#: Opens a file without a name, past the page cache.
-_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_DIRECT
 #: Buffers that no file uses; there are never more than files were open at a time.
 _idle: deque[mmap.mmap] = deque()
 
 
 class BlockFile:
-    """A new file without a name: nothing is left of it when its process ends, however that ends.
+    """A new file, called *.part; locked while it is open, so that a process that ends, however it ends, unlocks it.
 
-    Where the file system has no such files (NFS), it is called *.part, and is locked, until it is closed.
+    It has a name from the beginning: on a file system without a journal, what had none when it was synchronised
+    (O_TMPFILE) may have none after a power cut.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Create it on this folder's file system.
+        """Create it in this folder.
 
         Raises:
             OSError: see open(2).
@@ -43,15 +42,9 @@ class BlockFile:
         self._hash = blake3()
         self._memory = _memory()
         self._buffer, self._filled, self._written = memoryview(self._memory), 0, 0
-        self._folder = folder
-        self._part: Path | None = None
-        try:
-            self.descriptor = os.open(folder, _NAMELESS | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            self._direct = True
-        except OSError:
-            self._part = folder / f"{uuid4().hex}.part"
-            self.descriptor = _claimed(self._part)
-            self._past_cache(True)
+        self._part = folder / f"{uuid4().hex}.part"
+        self.descriptor = _claimed(self._part)
+        self._past_cache(True)
 
     @property
     def closed(self) -> bool:
@@ -108,13 +101,12 @@ class BlockFile:
         self._written, self._filled = self._written + self._filled, 0
 
     def link(self, target: Path) -> None:
-        """Give it a name.
+        """Give it a second name, which stays.
 
         Raises:
             OSError: see link(2); FileExistsError where another file has that name.
         """
-        # a folder's descriptor, whichever: without one Python calls link(2), which does not follow
-        os.link(self._source, target, src_dir_fd=self.descriptor, follow_symlinks=True)
+        os.link(self._part, target)
 
     def replace(self, target: Path) -> None:
         """Give it a name, which another file may have that goes then.
@@ -122,25 +114,16 @@ class BlockFile:
         Raises:
             OSError: see rename(2).
         """
-        if self._part is None:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-            part = self._folder / f"{uuid4().hex}.part"
-            self.link(part)
-            self._part = part
         os.rename(self._part, target)
 
     @property
     def is_there(self) -> bool:
         """Has nobody swept it away?"""
-        return os.path.lexists(self._source)
+        return self._part.exists()
 
     def reopened(self) -> BinaryIO:
         """For reading what was written."""
-        return open(self._source, "rb")
-
-    @property
-    def _source(self) -> str:
-        return str(self._part or f"/proc/self/fd/{self.descriptor}")
+        return self._part.open("rb")
 
     def close(self) -> None:
         """Let go of file and buffer; may be called again."""
@@ -149,8 +132,7 @@ class BlockFile:
         descriptor, self.descriptor = self.descriptor, -1
         self._buffer.release()
         _idle.append(self._memory)
-        if self._part is not None:
-            discard(self._part)
+        discard(self._part)
         with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
             os.close(descriptor)
 

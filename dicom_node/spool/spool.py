@@ -1,7 +1,7 @@
 """The disk. Alone in touching the files of studies and reports.
 
     HOME/spool/STUDY/SOP.dcm        images, as received
-    HOME/spool/incoming/            what is being written; what has a name there, *.part, is removed at start
+    HOME/spool/incoming/*.part      half-written; removed at start
     HOME/reports/REPORT.dcm         reports, written once
 
 A file appears under its name only when all of it is on the disk: written, fdatasync, linked, folder fsynced. A file's

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from dicom_node.errors import NotUnderstood, OutOfResources
-from dicom_node.spool import GROUP, Spool, blocks
+from dicom_node.spool import GROUP, Spool
 from dicom_node.spool.dataset import file_header, read_spooled
 from tests.factories import a_series
 
@@ -30,17 +30,9 @@ def bytes_of(image) -> bytes:
     return raw[144 + int.from_bytes(raw[140:144], "little") :]
 
 
-@pytest.fixture(params=["nameless", "named"])
-def spool(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Spool:
-    """On a file system that has files without names, and on one that has none."""
-    if request.param == "named":
-        monkeypatch.setattr(blocks, "_NAMELESS", 0)
-    return Spool(tmp_path)
-
-
 @pytest.fixture
-def named(spool: Spool) -> bool:
-    return not blocks._NAMELESS
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path)
 
 
 def stored(spool: Spool, body: bytes = b"pixels", uid: str = "1.2.3"):
@@ -113,7 +105,7 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_gets_there_bef
         first = arguments[0]
         path = Path(f"/proc/self/fd/{first}" if isinstance(first, int) else first)
         path = path.readlink() if path.is_symlink() else path
-        calls.append((name, "part" if path.name.startswith("#") or path.suffix == ".part" else path.name))
+        calls.append((name, "part" if path.suffix == ".part" else path.name))
         return real(*arguments, **others)
 
     for name in ("pwrite", "fdatasync", "link", "fsync"):
@@ -181,10 +173,10 @@ def test_pieces_make_the_same_file_as_the_whole(spool: Spool):
     assert found == stored(spool, b"one two three")
 
 
-def test_an_object_that_is_given_up_leaves_nothing(spool: Spool, named: bool):
+def test_an_object_that_is_given_up_leaves_nothing(spool: Spool):
     with spool.begin(b"") as part:
         part.write(b"half")
-        assert len(list(spool.incoming.iterdir())) == named
+        assert len(list(spool.incoming.iterdir())) == 1
     assert list(spool.incoming.iterdir()) == []
 
 
