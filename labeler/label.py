@@ -17,7 +17,7 @@ from labeler.dicom import read_dicom
 from labeler.errors import InputError
 from labeler.model import Encoders, load_encoders
 from labeler.nifti import read_nifti
-from labeler.preprocess import Pictures, PreprocessSpec, prepare
+from labeler.preprocess import Pictures, PreprocessSpec, in_parts
 from labeler.prompts import Modality, PlaneName
 from labeler.result import BundleInfo, SeriesLabels, SliceLabels
 from labeler.score import Scorer
@@ -116,13 +116,11 @@ class Labeler:
         )
 
     def _logits(self, stack: Stack, modality: Modality, progress: Progress, batch_size: int, score: Score) -> Logits:
-        pictures = prepare([plane.pixels for plane in stack.planes], stack.mm, modality, self.spec)
-        parts = []
-        for start in range(0, len(pictures), batch_size):
-            part = pictures[start : start + batch_size]
-            parts.append(score(part, modality, stack.plane, batch_size))
+        scored = []
+        for part in in_parts([plane.pixels for plane in stack.planes], stack.mm, modality, self.spec, batch_size):
+            scored.append(score(part, modality, stack.plane, batch_size))
             progress(len(part))
-        return np.concatenate(parts)
+        return np.concatenate(scored)
 
     def _slice(self, stack: Stack, row: int, p: NDArray[np.float32], present: Mask, unsure: Mask) -> SliceLabels:
         values = tuple(float(v) for v in p[row])

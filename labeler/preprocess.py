@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
@@ -97,7 +97,15 @@ def prepare(planes: Sequence[FloatImage], mm: float | None, modality: Modality, 
         planes: upright pictures of one stack, float32 (rows, columns); HU for CT.
         mm: side of their pixels, None where unknown.
     """
-    return picture_of_canvas(canvas(planes, mm, modality, spec), modality, spec)
+    return np.concatenate(list(in_parts(planes, mm, modality, spec)))
+
+
+def in_parts(
+    planes: Sequence[FloatImage], mm: float | None, modality: Modality, spec: PreprocessSpec, at_once: int = 32
+) -> Iterator[Pictures]:
+    """What `prepare` gives, so many pictures at a time: a stack of thousands takes the memory of a few."""
+    for square in _canvases(planes, mm, modality, spec, at_once):
+        yield picture_of_canvas(square, modality, spec)
 
 
 def picture_of_canvas(square: Canvas, modality: Modality, spec: PreprocessSpec) -> Pictures:
@@ -123,18 +131,28 @@ def ruler(length: float, size: int) -> NDArray[np.float32]:
 
 def canvas(planes: Sequence[FloatImage], mm: float | None, modality: Modality, spec: PreprocessSpec) -> Canvas:
     """One square per plane, cut to the body that the whole stack shows."""
+    parts = list(_canvases(planes, mm, modality, spec, len(planes)))
+    return Canvas(np.concatenate([part.values for part in parts]), parts[0].mm)
+
+
+def _canvases(
+    planes: Sequence[FloatImage], mm: float | None, modality: Modality, spec: PreprocessSpec, at_once: int
+) -> Iterator[Canvas]:
+    """The canvas in parts. Grey values and the body's place are of the whole stack, which is gone through once more."""
     small = [shrink(plane, spec.canvas) for plane in planes]
-    values = [_normalised(plane, limits) for plane in small] if (limits := _limits(small, modality, spec)) else small
+    limits, side = _limits(small, modality, spec), max(max(plane.shape) for plane in small)
     empty = AIR if modality == "CT" else 0.0
-    squares = np.stack(_padded(values, empty))
-    if modality == "CT":
-        squares = np.clip(squares, *HU_RANGE)
-    body = squares > (spec.body_hu if modality == "CT" else spec.body_mr)
-    top, left, side = _body_square(body, spec)
-    cut = _cut(squares, top, left, side, empty)
-    resized = _resized(cut, spec.canvas)
+
+    def squares() -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(small), at_once):
+            yield _squares(small[start : start + at_once], limits, side, empty)
+
+    threshold = spec.body_hu if modality == "CT" else spec.body_mr
+    top, left, cut = _body_square((square > threshold for square in squares()), side, spec)
     shrunk = max(planes[0].shape) / max(small[0].shape)
-    return Canvas(resized, None if mm is None else mm * shrunk * side / spec.canvas)
+    size = None if mm is None else mm * shrunk * cut / spec.canvas
+    for square in squares():
+        yield Canvas(_resized(_cut(square, top, left, cut, empty), spec.canvas), size)
 
 
 def window(values: NDArray[np.float32], modality: Modality, spec: PreprocessSpec) -> Pictures:
@@ -156,10 +174,24 @@ def _grey(share: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _limits(planes: Sequence[FloatImage], modality: Modality, spec: PreprocessSpec) -> tuple[float, float] | None:
+    """The values of a stack that become 0 and 1 (MR)."""
     if modality == "CT":
         return None
-    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), spec.mr_percentiles)
+    values = np.concatenate([plane.ravel() for plane in planes])
+    low, high = np.percentile(values, spec.mr_percentiles, overwrite_input=True)
     return float(low), float(max(high, low + 1e-6))
+
+
+def _squares(
+    planes: Sequence[FloatImage], limits: tuple[float, float] | None, side: int, empty: float
+) -> NDArray[np.float32]:
+    """Every plane, in HU or between its limits, in the middle of a square with that side."""
+    squares = np.full((len(planes), side, side), empty, np.float32)
+    for square, plane in zip(squares, planes, strict=True):
+        top, left = (side - plane.shape[0]) // 2, (side - plane.shape[1]) // 2
+        shown = np.clip(plane, *HU_RANGE) if limits is None else _normalised(plane, limits)
+        square[top : top + plane.shape[0], left : left + plane.shape[1]] = shown
+    return squares
 
 
 def _normalised(plane: FloatImage, limits: tuple[float, float]) -> FloatImage:
@@ -168,24 +200,19 @@ def _normalised(plane: FloatImage, limits: tuple[float, float]) -> FloatImage:
     return share
 
 
-def _padded(planes: Sequence[FloatImage], empty: float) -> list[FloatImage]:
-    """Centre every plane on one square as large as the largest."""
-    side = max(max(plane.shape) for plane in planes)
-    out = []
-    for plane in planes:
-        square = np.full((side, side), empty, np.float32)
-        top, left = (side - plane.shape[0]) // 2, (side - plane.shape[1]) // 2
-        square[top : top + plane.shape[0], left : left + plane.shape[1]] = plane
-        out.append(square)
-    return out
+def _body_square(bodies: Iterable[NDArray[np.bool_]], side: int, spec: PreprocessSpec) -> tuple[int, int, int]:
+    """Top, left and side of the smallest square around the body; the whole picture when nothing stands out.
 
-
-def _body_square(body: NDArray[np.bool_], spec: PreprocessSpec) -> tuple[int, int, int]:
-    """Top, left and side of the smallest square around the body; the whole picture when nothing stands out."""
-    side = body.shape[1]
-    body = _opened(body, spec.table)
-    rows = np.flatnonzero(body.mean(axis=(0, 2)) > spec.body_share)
-    columns = np.flatnonzero(body.mean(axis=(0, 1)) > spec.body_share)
+    Args:
+        bodies: what stands out, (n, side, side) each.
+    """
+    planes, in_rows, in_columns = 0, np.zeros(side, np.int64), np.zeros(side, np.int64)
+    for body in bodies:
+        opened = _opened(body, spec.table)
+        planes += len(opened)
+        in_rows += opened.sum(axis=(0, 2))
+        in_columns += opened.sum(axis=(0, 1))
+    rows, columns = (np.flatnonzero(count / (planes * side) > spec.body_share) for count in (in_rows, in_columns))
     if rows.size < 8 or columns.size < 8:
         return 0, 0, side
     longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1

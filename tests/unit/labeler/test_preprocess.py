@@ -1,6 +1,7 @@
 """One prepare(): golden, bounded, and the same from the canvas as from the planes."""
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from labeler.preprocess import PreprocessSpec, canvas, picture_of_canvas, prepare, window
+from labeler.preprocess import PreprocessSpec, canvas, in_parts, picture_of_canvas, prepare, window
 from tests.factories import a_series
 
 SPEC = PreprocessSpec()
@@ -35,6 +36,28 @@ def test_training_and_serving_share_every_step():
     assert np.array_equal(
         picture_of_canvas(canvas(planes, 0.8, "CT", SPEC), "CT", SPEC), prepare(planes, 0.8, "CT", SPEC)
     )
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("at_once", [1, 3, 32])
+def test_in_parts_the_same_pictures_come_out(modality, at_once):
+    planes = hounsfield("torso") + [plane[40:400, 100:] for plane in hounsfield("leg")]
+    parts = list(in_parts(planes, 0.8, modality, SPEC, at_once))
+    assert max(map(len, parts)) == min(at_once, len(planes))
+    assert np.array_equal(np.concatenate(parts), picture_of_canvas(canvas(planes, 0.8, modality, SPEC), modality, SPEC))
+
+
+def test_pictures_of_a_long_stack_take_the_memory_of_a_few():
+    plane = np.random.default_rng(1).random((160, 160), np.float32)
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        assert sum(map(len, in_parts([plane] * count, 1.0, "CT", SPEC, 8))) == count
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(400) < 1.2 * peak(16)
 
 
 def test_the_body_fills_the_picture_and_the_table_does_not_count():
