@@ -39,13 +39,16 @@ def _unknown(settings: Settings, spool: Spool, files: set[str]) -> Iterator[tupl
     """Files that the ledger does not know, so that no purge takes them, in the order of their coming."""
     names = {peer.ae_title: peer.name for peer in settings.peers}
     for path in sorted(map(Path, files), key=lambda path: path.stat().st_mtime):
+        digest = spool.judge(path)
+        if digest is None:
+            continue
         try:
             identity, syntax, calling = read_spooled(path)
         except NotUnderstood as error:
             log.error("not one of our files", path=str(path), reason=str(error))
             continue
         status = path.stat()
-        stored = Stored(path, spool.digest_of(path), status.st_size, status.st_mtime, conflict="~" in path.name)
+        stored = Stored(path, digest, status.st_size, status.st_mtime, conflict="~" in path.name)
         sender = Sender(calling, "", names.get(calling, calling))
         yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender), stored.former_digest
 

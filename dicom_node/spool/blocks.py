@@ -10,13 +10,19 @@ import errno
 import fcntl
 import mmap
 import os
+import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
 from blake3 import blake3
+
+#: A file that is open for reading.
+Readable = BufferedReader | BufferedRandom
 
 #: What direct writes are aligned to, in memory and in the file; bytes.
 _BLOCK = 4096
@@ -27,32 +33,39 @@ _idle: deque[mmap.mmap] = deque()
 
 
 class BlockFile:
-    """A new file, called *.part; locked while it is open, so that a process that ends, however it ends, unlocks it.
+    """A new file, locked while it is open, so that a process that ends, however it ends, unlocks it.
 
-    It has a name from the beginning: on a file system without a journal, what had none when it was synchronised
-    (O_TMPFILE) may have none after a power cut.
+    What is short comes into being when it gets its name, all at once. What is long, or has to be read before, is begun
+    as *.part in a folder. (It has a name from then on: on a file system without a journal, what had none when it was
+    synchronised, O_TMPFILE, may have none after a power cut.)
     """
 
     def __init__(self, folder: Path) -> None:
-        """Create it in this folder.
-
-        Raises:
-            OSError: see open(2).
-        """
+        """Nothing is created yet; where it has to be begun, it is in this folder."""
         self._hash = blake3()
         self._memory = _memory()
         self._buffer, self._filled, self._written = memoryview(self._memory), 0, 0
-        self._part = folder / f"{uuid4().hex}.part"
-        self.descriptor = _claimed(self._part)
-        self._past_cache(True)
-
-    @property
-    def closed(self) -> bool:
-        return self.descriptor < 0
+        self._folder = folder
+        self._names: list[Path] = []
+        self._closed = self._direct = False
+        self.descriptor = -1
 
     def write_head(self, data: bytes) -> None:
         """Append what the digest leaves out."""
         self._append(memoryview(data))
+
+    def stamp(self, data: bytes) -> None:
+        """Write over the beginning, when all else has been written; the digest does not count it.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self.descriptor < 0:
+            self._buffer[: len(data)] = data
+            return
+        self._put_rest()
+        self._past_cache(False)
+        os.pwrite(self.descriptor, data, 0)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; all of it is in the file after `finish`.
@@ -71,6 +84,7 @@ class BlockFile:
             self._buffer[self._filled : end], self._filled = piece, end
             rest = rest[len(piece) :]
             if end == _AT_ONCE:
+                self._begin()
                 self._put(self._buffer)
                 self._filled, self._written = 0, self._written + _AT_ONCE
 
@@ -82,6 +96,7 @@ class BlockFile:
         Raises:
             OSError: some of it could not be written.
         """
+        self._begin()
         self._put_rest()
         if durably:
             os.fdatasync(self.descriptor)
@@ -100,41 +115,60 @@ class BlockFile:
             self._put(self._buffer[whole : self._filled], whole)
         self._written, self._filled = self._written + self._filled, 0
 
-    def link(self, target: Path) -> None:
-        """Give it a second name, which stays.
+    def name(self, target: Path) -> None:
+        """Give it a name; it goes when the file is closed, unless it is kept.
 
         Raises:
-            OSError: see link(2); FileExistsError where another file has that name.
+            OSError: see open(2), link(2); FileExistsError where another file has that name.
         """
-        os.link(self._part, target)
+        if self.descriptor < 0:
+            self._create(target)
+        else:
+            os.link(self._names[0], target)
+            self._names.append(target)
+
+    def keep(self, target: Path) -> None:
+        """It has this name for good."""
+        self._names.remove(target)
 
     def replace(self, target: Path) -> None:
-        """Give it a name, which another file may have that goes then.
+        """Give it a name for good, which another file may have that goes then.
 
         Raises:
             OSError: see rename(2).
         """
-        os.rename(self._part, target)
+        os.rename(self._names.pop(), target)
 
     @property
-    def is_there(self) -> bool:
-        """Has nobody swept it away?"""
-        return self._part.exists()
+    def was_swept(self) -> bool:
+        """Has somebody taken what was begun away?"""
+        return self.descriptor >= 0 and not self._names[0].exists()
 
     def reopened(self) -> BinaryIO:
-        """For reading what was written."""
-        return self._part.open("rb")
+        """For reading what was written, after `finish`."""
+        return self._names[0].open("rb")
 
     def close(self) -> None:
         """Let go of file and buffer; may be called again."""
-        if self.closed:
+        if self._closed:
             return
-        descriptor, self.descriptor = self.descriptor, -1
+        self._closed = True
         self._buffer.release()
         _idle.append(self._memory)
-        discard(self._part)
-        with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone all the same
-            os.close(descriptor)
+        for name in self._names:
+            discard(name)
+        if self.descriptor >= 0:
+            with suppress(OSError):  # what has to be on the disk was synchronised, and the descriptor is gone anyway
+                os.close(self.descriptor)
+
+    def _begin(self) -> None:
+        if self.descriptor < 0:
+            self._create(self._folder / f"{uuid4().hex}.part")
+
+    def _create(self, path: Path) -> None:
+        self.descriptor = _claimed(path)
+        self._names.append(path)
+        self._past_cache(True)
 
     def _put(self, data: memoryview, ahead: int = 0) -> None:
         """Write behind what is written, so many bytes ahead of its end."""
@@ -182,11 +216,33 @@ def discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path, patience: float = 0.0) -> Iterator[Readable]:
+    """A file that nobody writes, for reading; nobody else begins to write it meanwhile.
+
+    Raises:
+        BlockingIOError: somebody writes it, for as many seconds.
+        FileNotFoundError: it is gone.
+    """
+    deadline = time.monotonic() + patience
+    with path.open("r+b") as file:  # over NFS only who may write may lock (flock(2))
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(0.005)
+        if not os.fstat(file.fileno()).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "taken away by who wrote it", str(path))
+        yield file
+
+
 def sweep(path: Path) -> bool:
     """Remove a file whose process has ended; was it one?"""
     try:
-        with path.open("r+b") as file:  # over NFS only who may write may lock (flock(2))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with locked(path):
             path.unlink(missing_ok=True)
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -1,12 +1,14 @@
 """The disk. Alone in touching the files of studies and reports.
 
-    HOME/spool/STUDY/SOP.dcm        images, as received
+    HOME/spool/STUDY/SOP.dcm        images, as received; their preamble tells the digest of their data set (`seal`)
     HOME/spool/incoming/*.part      half-written; removed at start
     HOME/reports/REPORT.dcm         reports, written once
 
-A file appears under its name only when all of it is on the disk: written, fdatasync, linked, folder fsynced. A file's
-modification time is when its image was received, so that the ledger can be rebuilt from the spool alone. A name is
-given once: of two writers of one UID, in whatever processes, the second finds the first.
+An image is acknowledged when all of it is on the disk: written under its name, fdatasync, folder fsynced, in this
+order, which costs a file system with a journal one commit. A file that is not what its seal says was never
+acknowledged, and gives way. A file's modification time is when its image was received, so that the ledger can be
+rebuilt from the spool alone. A name is given once: of two writers of one UID, in whatever processes, the second finds
+the first.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from blake3 import blake3
 
 from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.settings import Durability
-from dicom_node.spool.blocks import BlockFile, sweep
+from dicom_node.spool.blocks import BlockFile, Readable, locked, sweep
 from dicom_node.spool.dataset import data_set_offset
+from dicom_node.spool.seal import PREAMBLE, UNFINISHED, promised, seal_of
 from dicom_node.uids import is_uid
 
 log = structlog.get_logger("spool")
@@ -40,6 +43,8 @@ _HEAD = 1 << 14
 _LOOK_AGAIN = 16 << 20
 #: Seconds for which room that was there is believed to be there still, for objects that begin.
 _SHORT_WHILE = 0.02
+#: Seconds for which an object waits for another association that writes the same one.
+_PATIENCE = 5.0
 #: With durability = "group": files that may be acknowledged and not yet on the disk.
 GROUP = 64
 
@@ -62,7 +67,8 @@ class Stored:
             OutOfResources: the file has gone, or the disk failed.
         """
         try:
-            return _hashed(self.path, hashlib.sha256)
+            with self.path.open("rb") as file:
+                return _hashed(file, hashlib.sha256)
         except OSError as error:
             raise OutOfResources(f"{self.path}: {error.strerror or error}") from error
 
@@ -150,36 +156,57 @@ class Spool:
                 "make room or lower reserve_mib"
             )
 
-    @property
-    def waits_for_disk(self) -> bool:
-        """Is a file on the disk before it has its name (durability `each`)?"""
-        return self._backlog is None
+    def keep(self, file: BlockFile, place: Path, digest: str) -> bool:
+        """A file, or its like that lies there already, has this name for good; False where other bytes have it.
 
-    def settle(self, file: BlockFile, target: Path) -> bool:
-        """Give a finished file its name for good; False when the name is taken.
+        Durability `each` returns when bytes and name would survive a power cut, `group` when they will soon.
 
-        Durability `each` returns when the name of a file that is on the disk would survive a power cut, `group` when
-        both will soon.
+        Raises:
+            OSError: the disk failed.
         """
-        new = self._link(file, target)
-        if self._backlog is None:
-            _sync_folder(target.parent)
-        elif new:
-            self._backlog.add(os.dup(file.descriptor), target)
-        return new
+        while True:
+            try:
+                self._name(file, place)
+            except FileExistsError:
+                if (found := self._met(place, digest)) is not None:
+                    return found
+                continue
+            if self._backlog is None:
+                file.finish(durably=True)
+                _sync_folder(place.parent)
+            else:
+                file.finish()
+                self._backlog.add(os.dup(file.descriptor), place)
+            file.keep(place)
+            return True
 
-    def _link(self, file: BlockFile, target: Path) -> bool:
+    def _name(self, file: BlockFile, place: Path) -> None:
         try:
-            file.link(target)
-        except FileExistsError:
-            return False
+            file.name(place)
         except FileNotFoundError:
-            if not file.is_there:
+            if file.was_swept:
                 raise
-            target.parent.mkdir(mode=0o700, exist_ok=True)  # a study's first image, or one of several
+            place.parent.mkdir(mode=0o700, exist_ok=True)  # a study's first image, or one of several
             _sync_folder(self.images)
-            return self._link(file, target)
-        return True
+            self._name(file, place)
+
+    @staticmethod
+    def _met(place: Path, digest: str) -> bool | None:
+        """Has a file that stands there these bytes, on the disk? None where it has gone, since it was never whole."""
+        try:
+            with locked(place, _PATIENCE) as file:
+                if _hashed(file, blake3) == digest:
+                    os.fdatasync(file.fileno())
+                    _sync_folder(place.parent)
+                    return True
+                if promised(_head(file)) not in (digest, ""):
+                    return False
+                place.unlink()
+        except FileNotFoundError:
+            pass
+        except BlockingIOError as error:
+            raise OutOfResources(f"{place}: another association is writing it; it may be sent again") from error
+        return None
 
     def files(self) -> Iterator[Path]:
         """Every image in the spool."""
@@ -210,7 +237,24 @@ class Spool:
     @staticmethod
     def digest_of(path: Path) -> str:
         """BLAKE3 of the data set in a spooled file (docs/decisions/0021)."""
-        return _hashed(path, blake3)
+        with path.open("rb") as file:
+            return _hashed(file, blake3)
+
+    def judge(self, path: Path) -> str | None:
+        """The digest of a file that nobody has entered; None where a living receiver writes it, or it has gone.
+
+        What a killed receiver, or a power cut, left in part was never acknowledged and is removed.
+        """
+        try:
+            with locked(path) as file:
+                digest = _hashed(file, blake3)
+                if promised(_head(file)) in (None, digest):
+                    return digest
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            return None
+        log.warning("removed what was never whole", path=str(path))
+        return None
 
 
 class Part:
@@ -223,11 +267,8 @@ class Part:
         self._spool, self._offset = spool, len(header)
         self._size, self._look_again = 0, _LOOK_AGAIN
         self._head = bytearray()
-        try:
-            self._file = BlockFile(spool.incoming)
-        except OSError as error:
-            raise self._failed(error) from error
-        self._file.write_head(header)
+        self._file = BlockFile(spool.incoming)
+        self._file.write_head(UNFINISHED + header[PREAMBLE:])
 
     def __enter__(self) -> Part:
         return self
@@ -280,15 +321,13 @@ class Part:
         """
         target = self._spool.place(study_uid, sop_instance_uid)
         try:
-            self._file.finish(durably=self._spool.waits_for_disk)
             digest = self._file.digest
-            if self._spool.settle(self._file, target):
-                return _stored(target, digest, os.fstat(self._file.descriptor))
-            if Spool.digest_of(target) == digest:
-                return _stored(target, digest, target.stat())
+            self._file.stamp(seal_of(digest))
             beside = target.with_name(f"{sop_instance_uid}~{digest[:16]}.dcm")
-            if self._spool.settle(self._file, beside) or Spool.digest_of(beside) == digest:
-                return _stored(beside, digest, beside.stat(), conflict=True)
+            for place in (target, beside):
+                if self._spool.keep(self._file, place, digest):
+                    status = place.stat()
+                    return Stored(place, digest, status.st_size, status.st_mtime, conflict=place is beside)
             raise OutOfResources(f"{beside}: other bytes stand under the name that is their digest")
         except OSError as error:
             raise self._failed(error) from error
@@ -337,14 +376,15 @@ class _Backlog:
                 self._waiting.task_done()
 
 
-def _stored(path: Path, digest: str, status: os.stat_result, *, conflict: bool = False) -> Stored:
-    return Stored(path, digest, status.st_size, status.st_mtime, conflict)
+def _hashed(file: Readable, algorithm: Callable[[], Any]) -> str:
+    file.seek(0)
+    file.seek(data_set_offset(file.read(144)))
+    return str(hashlib.file_digest(file, algorithm).hexdigest())
 
 
-def _hashed(path: Path, algorithm: Callable[[], Any]) -> str:
-    with path.open("rb") as file:
-        file.seek(data_set_offset(file.read(144)))
-        return str(hashlib.file_digest(file, algorithm).hexdigest())
+def _head(file: Readable) -> bytes:
+    file.seek(0)
+    return file.read(PREAMBLE + 4)
 
 
 def _sync_folder(folder: Path) -> None:

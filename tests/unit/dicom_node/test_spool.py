@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
@@ -10,13 +11,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from blake3 import blake3
 
 from dicom_node.errors import NotUnderstood, OutOfResources
 from dicom_node.spool import GROUP, Spool
+from dicom_node.spool.blocks import locked
 from dicom_node.spool.dataset import file_header, read_spooled
+from dicom_node.spool.seal import UNFINISHED, seal_of
 from tests.factories import a_series
 
 SYNTAX = "1.2.840.10008.1.2.1"
+HEADER = file_header("1.2.840.10008.5.1.4.1.1.2", "1.2.3", SYNTAX, "CT1")
 
 
 def bytes_of(image) -> bytes:
@@ -96,9 +101,8 @@ def test_a_failing_disk_leaves_no_half_file(spool: Spool, monkeypatch: pytest.Mo
     assert list(spool.incoming.iterdir()) == []
 
 
-def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_gets_there_before_the_answer(
-    spool: Spool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def order_of_calls(spool: Spool, monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> list[tuple[str, str]]:
+    """What the disk is asked to do for images of these sizes, and with which file."""
     calls: list[tuple[str, str]] = []
 
     def told(name: str, real: Any, *arguments: Any, **others: Any) -> Any:
@@ -108,13 +112,35 @@ def test_a_file_gets_its_name_when_it_is_on_the_disk_and_the_name_gets_there_bef
         calls.append((name, "part" if path.suffix == ".part" else path.name))
         return real(*arguments, **others)
 
-    for name in ("pwrite", "fdatasync", "link", "fsync"):
-        monkeypatch.setattr(os, name, partial(told, name, getattr(os, name)))
-    stored(spool, bytes(300_000))
-    stored(spool, bytes(300_000), uid="1.2.4")
-    part = [("pwrite", "part"), ("pwrite", "part"), ("fdatasync", "part"), ("link", "part")]
-    first_of_study = [("fsync", "spool"), ("link", "part"), ("fsync", "1.2")]
-    assert calls == [*part, *first_of_study, *part, ("fsync", "1.2")]
+    with monkeypatch.context() as patch:
+        for name in ("pwrite", "fdatasync", "link", "fsync"):
+            patch.setattr(os, name, partial(told, name, getattr(os, name)))
+        for number, size in enumerate(sizes):
+            stored(spool, bytes(size), uid=f"1.2.{number}")
+    return calls
+
+
+def test_an_image_is_written_under_its_name_and_both_are_on_the_disk_before_the_answer(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One synchronisation of all: what has a journal commits once."""
+    assert order_of_calls(spool, monkeypatch, [300_000, 300_000]) == [
+        ("fsync", "spool"),
+        *[("pwrite", "1.2.0.dcm")] * 2,
+        ("fdatasync", "1.2.0.dcm"),
+        ("fsync", "1.2"),
+        *[("pwrite", "1.2.1.dcm")] * 2,
+        ("fdatasync", "1.2.1.dcm"),
+        ("fsync", "1.2"),
+    ]
+
+
+def test_a_long_image_is_begun_elsewhere_and_has_its_seal_before_its_name(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = order_of_calls(spool, monkeypatch, [100, (1 << 20) + 5000])[3:]
+    begun = [("pwrite", "part")] * 4
+    assert calls == [("fsync", "1.2"), *begun, ("link", "part"), ("fdatasync", "part"), ("fsync", "1.2")]
 
 
 def test_the_first_images_of_a_study_may_come_at_once(spool: Spool) -> None:
@@ -174,14 +200,14 @@ def test_pieces_make_the_same_file_as_the_whole(spool: Spool):
 
 
 def test_an_object_that_is_given_up_leaves_nothing(spool: Spool):
-    with spool.begin(b"") as part:
-        part.write(b"half")
+    with spool.begin(HEADER) as part:
+        part.write(bytes(2 << 20))
         assert len(list(spool.incoming.iterdir())) == 1
     assert list(spool.incoming.iterdir()) == []
 
 
 def test_of_two_that_write_one_uid_at_once_both_are_kept(spool: Spool):
-    with spool.begin(b"x" * 144) as first, spool.begin(b"x" * 144) as second:
+    with spool.begin(HEADER) as first, spool.begin(HEADER) as second:
         first.write(b"one")
         second.write(b"two")
         places = {first.commit("1.2", "1.2.3"), second.commit("1.2", "1.2.3")}
@@ -190,7 +216,8 @@ def test_of_two_that_write_one_uid_at_once_both_are_kept(spool: Spool):
 
 
 def test_what_a_living_process_writes_is_not_cleared(spool: Spool, tmp_path: Path):
-    with spool.begin(b"") as part:
+    with spool.begin(HEADER) as part:
+        part.write(bytes(2 << 20))
         assert Spool(tmp_path).clear_incoming() == 0
         part.write(b"goes on")
         assert part.commit("1.2", "1.2.3").path.exists()
@@ -227,8 +254,8 @@ def test_a_disk_that_removes_nothing_leaves_nothing_open(spool: Spool, monkeypat
 
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     monkeypatch.setattr(Path, "unlink", refuse)
-    with spool.begin(b"x" * 144) as part:
-        part.write(b"half")
+    with spool.begin(HEADER) as part:
+        part.write(bytes(2 << 20))
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
@@ -237,5 +264,102 @@ def test_a_file_of_any_size_is_whole(spool: Spool, size: int):
     data = bytes(range(256)) * (size // 256 + 1)
     header = file_header("1.2.840.10008.5.1.4.1.1.2", "1.2.3", SYNTAX, "CT1")
     found = spool.store("1.2", "1.2.3", header, data[:size])
-    assert found.path.read_bytes() == header + data[:size]
+    assert found.path.read_bytes() == seal_of(found.digest) + header[128:] + data[:size]
     assert found.digest == Spool.digest_of(found.path)
+
+
+# -- files that were never whole -------------------------------------------------------------------------------------
+
+
+def damaged(place: Path, kind: str) -> None:
+    """As a kill or a power cut may leave a file that was named and not yet synchronised."""
+    whole = place.read_bytes()
+    torn = {
+        "created": b"",
+        "blocks without bytes": bytes(len(whole)),
+        "cut short": whole[: len(whole) // 2],
+        "a hole": whole[:4096] + bytes(4096) + whole[8192:],
+        "no end": whole[:-1] + b"\0",
+        "unsealed": UNFINISHED + whole[128:],
+    }
+    place.write_bytes(torn[kind])
+
+
+TORN = ["created", "blocks without bytes", "cut short", "a hole", "no end", "unsealed"]
+BODY = bytes(range(1, 256)) * 100
+
+
+@pytest.mark.parametrize("kind", TORN)
+def test_what_was_never_whole_is_removed_where_nobody_has_entered_it(spool: Spool, kind: str) -> None:
+    found = stored(spool, BODY)
+    assert spool.judge(found.path) == found.digest
+    damaged(found.path, kind)
+    assert spool.judge(found.path) is None
+    assert not found.path.exists()
+    assert spool.judge(found.path) is None
+
+
+@pytest.mark.parametrize("kind", TORN)
+def test_what_was_never_whole_gives_way_to_the_same_image_sent_again(spool: Spool, kind: str) -> None:
+    found = stored(spool, BODY)
+    damaged(found.path, kind)
+    again = stored(spool, BODY)
+    assert (again.path, again.digest, again.conflict) == (found.path, found.digest, False)
+    assert again.path.read_bytes().endswith(BODY)
+    assert list(spool.files()) == [found.path]
+
+
+def test_what_somebody_else_put_there_or_a_former_version_wrote_stays(spool: Spool) -> None:
+    found = stored(spool, BODY)
+    found.path.write_bytes(bytes(128) + found.path.read_bytes()[128:])
+    assert spool.judge(found.path) == found.digest
+    assert stored(spool, BODY).path == found.path
+    assert stored(spool, b"other").conflict
+    strange = found.path.with_name("9.9.dcm")
+    strange.write_bytes(b"a note")
+    assert spool.judge(strange) is not None
+    assert strange.exists()
+
+
+def test_what_a_living_receiver_writes_is_neither_judged_nor_waited_for_without_end(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicom_node.spool.spool._PATIENCE", 0.05)
+    found = stored(spool, BODY)
+    with locked(found.path):
+        assert spool.judge(found.path) is None
+        with pytest.raises(OutOfResources, match="another association is writing it"):
+            stored(spool, BODY)
+    assert stored(spool, BODY).path == found.path
+
+
+@pytest.mark.parametrize("size", [20_000, (1 << 20) + 20_000])
+@pytest.mark.parametrize("call", ["pwrite", "link", "fdatasync", "fsync"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_kill_at_any_call_leaves_a_whole_image_or_none(tmp_path: Path, size: int, call: str, before: bool) -> None:
+    body = BODY * (size // len(BODY) + 1)
+    spool = Spool(tmp_path)
+    stored(spool, b"another of the study", uid="1.2.9")
+    child = os.fork()
+    if not child:
+        real = getattr(os, call)
+
+        def struck(*arguments: Any, **others: Any) -> None:
+            if not before:
+                real(*arguments, **others)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, call, struck)
+        stored(spool, body)
+        os._exit(0)
+    os.waitpid(child, 0)
+    spool = Spool(tmp_path)
+    spool.clear_incoming()
+    for path in list(spool.files()):
+        if spool.judge(path) is not None:
+            assert Spool.digest_of(path) in (blake3(body).hexdigest(), blake3(b"another of the study").hexdigest())
+    assert list(spool.incoming.iterdir()) == []
+    again = stored(spool, body)
+    assert (again.path.name, again.conflict) == ("1.2.3.dcm", False)
+    assert again.path.read_bytes().endswith(body)
+    assert len(list(spool.files())) == 2
