@@ -16,7 +16,7 @@ from dicom_node.errors import NotUnderstood
 from dicom_node.intake import as_instance
 from dicom_node.ledger import Ledger
 from dicom_node.settings import Settings
-from dicom_node.spool import Spool, Stored
+from dicom_node.spool import Spool
 from dicom_node.spool.dataset import read_spooled
 from dicom_node.study import Instance, Sender
 
@@ -38,17 +38,13 @@ def reconcile(settings: Settings, spool: Spool, ledger: Ledger) -> int:
 def _unknown(settings: Settings, spool: Spool, files: set[str]) -> Iterator[tuple[Instance, Callable[[], str]]]:
     """Files that the ledger does not know, so that no purge takes them, in the order of their coming."""
     names = {peer.ae_title: peer.name for peer in settings.peers}
-    for path in sorted(map(Path, files), key=lambda path: path.stat().st_mtime):
-        digest = spool.judge(path)
-        if digest is None:
-            continue
+    judged = (spool.judge(Path(path)) for path in files)
+    for stored in sorted(filter(None, judged), key=lambda stored: stored.received_at):
         try:
-            identity, syntax, calling = read_spooled(path)
+            identity, syntax, calling = read_spooled(stored.path)
         except NotUnderstood as error:
-            log.error("not one of our files", path=str(path), reason=str(error))
+            log.error("not one of our files", path=str(stored.path), reason=str(error))
             continue
-        status = path.stat()
-        stored = Stored(path, digest, status.st_size, status.st_mtime, conflict="~" in path.name)
         sender = Sender(calling, "", names.get(calling, calling))
         yield as_instance(identity, stored, syntax, identity.sop_class_uid, sender), stored.former_digest
 

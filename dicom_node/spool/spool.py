@@ -240,16 +240,16 @@ class Spool:
         with path.open("rb") as file:
             return _hashed(file, blake3)
 
-    def judge(self, path: Path) -> str | None:
-        """The digest of a file that nobody has entered; None where a living receiver writes it, or it has gone.
+    def judge(self, path: Path) -> Stored | None:
+        """A file that nobody has entered; None where a living receiver writes it, or it has gone.
 
         What a killed receiver, or a power cut, left in part was never acknowledged and is removed.
         """
         try:
             with locked(path) as file:
-                digest = _hashed(file, blake3)
+                digest, status = _hashed(file, blake3), os.fstat(file.fileno())
                 if promised(_head(file)) in (None, digest):
-                    return digest
+                    return Stored(path, digest, status.st_size, status.st_mtime, conflict="~" in path.name)
                 path.unlink()
         except (BlockingIOError, FileNotFoundError):
             return None

@@ -228,6 +228,25 @@ def test_what_a_kill_left_between_disk_and_ledger_is_found_at_the_next_start(
     fresh.engine.dispose()
 
 
+def test_an_image_that_a_kill_left_in_part_is_no_image_and_may_be_sent_again(
+    receiver: Receiver, settings: Settings, ledger: Ledger
+) -> None:
+    first, second = images = a_series("leg", 2, name="torn")
+    assert pushed(receiver, images) == [0, 0]
+    (settings.home / "ledger.sqlite").rename(settings.home / "lost.sqlite")
+    torn = receiver.spool.place(first.StudyInstanceUID, first.SOPInstanceUID)
+    torn.write_bytes(torn.read_bytes()[:-2000])
+    fresh = Ledger(settings.ledger_url)
+    assert reconcile(settings, receiver.spool, fresh) == 1
+    assert not torn.exists()
+    (kept,) = fresh.instances(first.StudyInstanceUID)
+    assert kept.sop_instance_uid == second.SOPInstanceUID
+    fresh.engine.dispose()
+    (settings.home / "lost.sqlite").rename(settings.home / "ledger.sqlite")
+    assert pushed(receiver, [first]) == [0]
+    assert torn.exists()
+
+
 def test_a_truncated_object_is_kept_for_the_labeler_to_judge(receiver: Receiver, ledger: Ledger) -> None:
     image = a_series("leg", 1, name="short")[0]
     image.PixelData = image.PixelData[:100]
