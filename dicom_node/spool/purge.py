@@ -20,6 +20,8 @@ log = structlog.get_logger("purge")
 _DAY = 86400.0
 #: Seconds after a step of the clock in which nothing goes for its age: a day to set a wrong clock right.
 DOUBT = _DAY
+#: A moment before every promise to a scanner, seconds since the epoch; 0 stands for none.
+_BEFORE_ALL = 1.0
 #: Studies that go for their age in one pass.
 _AT_ONCE = 100
 
@@ -39,11 +41,13 @@ class Purger:
         """One pass; returns how many studies lost their files."""
         now = self.ledger.clock()
         kept_since = now - self.settings.retention_days * _DAY
-        aged = 0
-        if now - self.steady_since() >= DOUBT:
-            oldest = self.ledger.holdings.purgeable(kept_since, limit=_AT_ONCE + len(self._stuck))
-            aged = sum(self._study(uid, kept_since, early=False) for uid in oldest)
-        return aged + self._make_room(kept_since)
+        if now - self.steady_since() < DOUBT:
+            return self._make_room(min(kept_since, _BEFORE_ALL))
+        return self._aged(kept_since) + self._make_room(kept_since)
+
+    def _aged(self, kept_since: float) -> int:
+        oldest = self.ledger.holdings.purgeable(kept_since, limit=_AT_ONCE + len(self._stuck))
+        return sum(self._study(uid, kept_since, early=False) for uid in oldest)
 
     def _make_room(self, kept_since: float) -> int:
         wanted = (self.settings.reserve_mib + self.settings.purge_margin_mib) << 20

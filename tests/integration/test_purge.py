@@ -235,6 +235,19 @@ def test_a_clock_that_was_set_ahead_purges_nothing_for_a_day(bench: Bench) -> No
     assert doubting.purge() == 1
 
 
+def test_a_clock_that_was_set_ahead_ends_no_promise_even_where_room_is_wanted(bench: Bench) -> None:
+    images = a_series("leg", 1, name="promised")
+    promised, other = sent(bench, images), sent(bench, a_series("leg", 1, name="not promised"))
+    bench.ledger.holdings.promise([images[0].SOPInstanceUID])
+    later(bench, 365)
+    set_at = bench.clock.now
+    doubting = Purger(bench.settings, bench.ledger, Small(bench.spool, -5), lambda: set_at)
+    assert doubting.purge() == 1
+    assert [state_of(bench, study) for study in (promised, other)] == [State.SENT, State.PURGED]
+    later(bench, 1.1)
+    assert doubting.purge() == 1
+
+
 def test_a_watcher_lets_nothing_go_for_its_age_before_a_clock_that_was_wrong_at_the_start_is_right(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
