@@ -109,7 +109,7 @@ not committed is sent again; what is not answered for within 10 minutes, doublin
 with a host and a port that may `push`: an object is committed when it is durable in the spool and known to the ledger;
 Failure Reasons {no_object} and {class_conflict}. It stays so for `retention_days` ({retention:g} by default) after the
 answer; what has left the spool is answered as not held. The N-EVENT-REPORT goes out on an association of its own, with
-the SCP role proposed, and is tried again until it is taken.
+the SCP role proposed, and is tried again until it is taken, or `retention_days` are over and it says nothing any more.
 
 ### 5.2 Query
 

@@ -192,7 +192,8 @@ class Settings(BaseSettings):
     #: Receive C-STORE past pynetdicom's data sets: less work, and memory that is flat in the size of objects.
     #: False: all by pynetdicom, should an update of it ever break our way.
     fast_path: bool = True
-    #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay.
+    #: Days for which the images of a finished study stay in the spool; `inf`: for ever. Reports always stay, sheets
+    #: go with the images once they have arrived, unless a peer has `reject_superseded`.
     retention_days: Annotated[float, Field(gt=0)] = 30.0
     #: Room above the reserve, MiB, below which images of sent studies go before their time, the oldest first.
     purge_margin_mib: Annotated[int, Field(ge=0)] = 1024

@@ -13,11 +13,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import and_, case, exists, literal, select, true, update
+from sqlalchemy import and_, case, delete, exists, literal, or_, select, true, update
 from sqlalchemy.engine import Connection
 
-from dicom_node.ledger.schema import Prose, Store, delivery, instance, lock_study, remark, report, study
-from dicom_node.study import DONE, Absent, Instance, Kind, State, moment
+from dicom_node.ledger.schema import (
+    Prose,
+    Store,
+    archive_count,
+    delivery,
+    instance,
+    lock_study,
+    performed_step,
+    remark,
+    report,
+    study,
+)
+from dicom_node.study import DONE, Absent, Delivery, Instance, Kind, State, StepStatus, moment
 
 #: Values in one IN (...), far below what any database takes.
 _AT_ONCE = 500
@@ -141,11 +152,19 @@ class Holdings:
             return list(connection.execute(wanted).scalars())
 
     def purge(
-        self, study_uid: str, kept_since: float, early: bool, remove: Callable[[Sequence[Path]], None]
+        self,
+        study_uid: str,
+        kept_since: float,
+        early: bool,
+        remove: Callable[[Sequence[Path]], None],
+        with_sheets: bool = False,
     ) -> Purged | None:
         """SENT, UNLABELLED or DISMISSED -> PURGED, and its files removed; None when it may not go any more.
 
         Objects in which people said something are reports and stay. Should `remove` fail, nothing has changed here.
+
+        Args:
+            with_sheets: the sheets that have arrived, too.
         """
         still = and_(study.c.study_uid == study_uid, _may_go(kept_since, early))
         going = and_(instance.c.study_uid == study_uid, _removable())
@@ -156,8 +175,44 @@ class Holdings:
             if connection.execute(purged).rowcount != 1:
                 return None
             rows = connection.execute(marked).all()
-            remove([Path(row.path) for row in rows])
+            sheets = connection.execute(_arrived_sheets(study_uid)).all() if with_sheets else ()
+            _forget_what_was_announced(connection, study_uid)
+            remove([Path(row.path) for row in (*rows, *sheets)])
         return Purged(len(rows), sum(row.size for row in rows))
+
+    def forget_answers(self, kept_since: float, remove: Callable[[Sequence[Path]], None]) -> Counter[str] | None:
+        """Remove answers about storage commitment of before, told or not: what they promise may be gone by now.
+
+        Returns how many nobody has heard, by peer; None where there was nothing to remove.
+        """
+        theirs = delivery.c.report_uid == report.c.sop_instance_uid
+        kept = or_(delivery.c.lease_until > self.store.clock(), delivery.c.sent_at >= kept_since)
+        answers = and_(report.c.study_uid == "", report.c.kind == Kind.COMMITMENT, report.c.created_at < kept_since)
+        oldest = select(report.c.sop_instance_uid).where(answers, ~exists().where(theirs, kept)).limit(_AT_ONCE)
+        columns = (report.c.sop_instance_uid, report.c.path)
+        with self.store.engine.begin() as connection:
+            gone = delete(report).where(report.c.sop_instance_uid.in_(oldest)).returning(*columns)
+            if not (rows := connection.execute(gone).all()):
+                return None
+            owed = delete(delivery).where(delivery.c.report_uid.in_([row.sop_instance_uid for row in rows]))
+            told = connection.execute(owed.returning(delivery.c.destination, delivery.c.state)).all()
+            remove([Path(row.path) for row in rows])
+        return Counter(row.destination for row in told if row.state != Delivery.SENT)
+
+
+def _arrived_sheets(study_uid: str) -> Any:
+    """DELETE of a study's sheets that will not be sent again; that they were sent stays."""
+    theirs = delivery.c.report_uid == report.c.sop_instance_uid
+    again = exists().where(theirs, delivery.c.state.not_in([Delivery.SENT, Delivery.LEFT_OUT, Delivery.REDIRECTED]))
+    sheets = and_(report.c.study_uid == study_uid, report.c.kind == Kind.SHEET, ~again)
+    return delete(report).where(sheets).returning(report.c.path)
+
+
+def _forget_what_was_announced(connection: Connection, study_uid: str) -> None:
+    """Performed steps name every image; they and archives' counts tell only when a study is complete."""
+    ended = and_(performed_step.c.study_uid == study_uid, performed_step.c.status != StepStatus.IN_PROGRESS)
+    connection.execute(delete(performed_step).where(ended))
+    connection.execute(delete(archive_count).where(archive_count.c.study_uid == study_uid))
 
 
 def _before_its_time(at: float) -> Any:

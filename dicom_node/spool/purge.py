@@ -2,7 +2,8 @@
 their study, and retention has passed.
 
 When the disk runs low, such studies go before their time, the oldest first, so that scanners are not turned away. What
-is unsent, quarantined or still to be decided never goes, and reports stay for good.
+is unsent, quarantined or still to be decided never goes, and reports stay for good. Sheets, which are pictures of the
+images, go with them, where nobody gets notes that reject one later.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Purger:
         kept_since = now - self.settings.retention_days * _DAY
         if now - self.steady_since() < DOUBT:
             return self._make_room(min(kept_since, _BEFORE_ALL))
-        return self._aged(kept_since) + self._make_room(kept_since)
+        purged = self._aged(kept_since) + self._make_room(kept_since)
+        self._forget_answers(kept_since)
+        return purged
 
     def _aged(self, kept_since: float) -> int:
         oldest = self.ledger.holdings.purgeable(kept_since, limit=_AT_ONCE + len(self._stuck))
@@ -68,7 +71,8 @@ class Purger:
     def _study(self, study_uid: str, kept_since: float, early: bool) -> bool:
         """False where it stays; one whose files cannot be removed, as after a restore, holds up no other."""
         try:
-            gone = self.ledger.holdings.purge(study_uid, kept_since, early, self.spool.remove)
+            sheets = not self.settings.receivers_of_rejections
+            gone = self.ledger.holdings.purge(study_uid, kept_since, early, self.spool.remove, with_sheets=sheets)
         except OSError as error:
             if study_uid not in self._stuck:
                 remedy = "give its folder to the node's user"
@@ -79,6 +83,14 @@ class Purger:
         if gone is not None:
             log.info("purged", study_uid=study_uid, files=gone.files, mib=gone.bytes >> 20, before_its_time=early)
         return gone is not None
+
+    def _forget_answers(self, kept_since: float) -> None:
+        if unheard := self.ledger.holdings.forget_answers(kept_since, self.spool.remove):
+            log.warning(
+                "answers about storage commitment are out of date and dropped",
+                unheard_by=dict(unheard),
+                remedy="see that the peer listens at its host and port (`dicom-node echo PEER`), and let it ask again",
+            )
 
     def _complain(self, free: int) -> None:
         if not self._full:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger
-from dicom_node.study import Delivery, DueDelivery, Instance, NotLabelled, State, WrittenReport
+from dicom_node.study import Delivery, DueDelivery, Instance, Kind, NotLabelled, State, WrittenReport
 from tests.integration.conftest import SetClock
 
 
@@ -409,3 +410,38 @@ def test_what_only_an_archive_refused_is_delivered_again_and_not_labelled_again(
     assert ledger.orders.retry_studies([State.QUARANTINED]) == 2
     assert states(ledger) == {"2.1": State.QUEUED, "1.2": State.REPORTED}
     assert ledger.deliveries.claim("pacs", 60) is not None
+
+
+def test_answers_about_storage_commitment_go_with_their_files(ledger: Ledger, clock: SetClock) -> None:
+    removed: list[Path] = []
+    for uid, peer in (("7.1", "ct1"), ("7.2", "ct2"), ("7.3", "ct2")):
+        ledger.deliveries.owe_commitment(uid, Path(f"/{uid}"), peer)
+    due = ledger.deliveries.claim("ct1", 60)
+    assert due is not None
+    ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
+    assert ledger.holdings.forget_answers(clock.now, removed.extend) is None
+    clock.now += 100
+    ledger.deliveries.owe_commitment("7.4", Path("/7.4"), "ct1")
+    assert ledger.deliveries.claim("ct2", 60, report_uid="7.3") is not None
+    assert ledger.holdings.forget_answers(clock.now, removed.extend) == {"ct2": 1}
+    assert sorted(removed) == [Path("/7.1"), Path("/7.2")]
+    assert ledger.holdings.report_paths() == {"/7.3", "/7.4"}
+
+
+def test_a_sheet_goes_with_the_images_of_its_study(ledger: Ledger, clock: SetClock) -> None:
+    removed: list[Path] = []
+    queued(ledger)
+    lease = ledger.claim("1.2", 60)
+    assert lease is not None
+    sheet = replace(a_report("9.2"), kind=Kind.SHEET, path=Path("/s.dcm"))
+    ledger.settle(lease, [a_report(), sheet], [], ["pacs"], "ct1", ["pacs"])
+    for _ in range(2):
+        due = ledger.deliveries.claim("pacs", 60)
+        assert due is not None
+        ledger.deliveries.settle(due, Delivery.SENT, "0x0000")
+    purged = ledger.holdings.purge("1.2", clock.now + 1, False, removed.extend, with_sheets=True)
+    assert purged is not None
+    assert purged.files == 2
+    assert removed[2:] == [Path("/s.dcm")]
+    assert ledger.holdings.report_paths() == {"/r.dcm"}
+    assert ledger.deliveries.has("9.2")

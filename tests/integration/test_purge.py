@@ -13,19 +13,34 @@ import pytest
 from celery import Celery
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from sqlalchemy import select
+from structlog.testing import capture_logs
 
-from dicom_node.commitment import Commitments, judged
+from dicom_node.commitment import Commitments, as_file, judged
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.status import overview, story
 from dicom_node.desk.studies import shown as tabled
 from dicom_node.errors import OutOfResources
 from dicom_node.intake import SUCCESS, Announced, Intake
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.schema import archive_count, delivery, report
 from dicom_node.reconcile import reconcile
 from dicom_node.settings import Peer
 from dicom_node.spool import Spool
 from dicom_node.spool.purge import Purger
-from dicom_node.study import FILES_GONE, Absent, Delivery, Dismissal, Instance, Sender, State, moment
+from dicom_node.study import (
+    FILES_GONE,
+    Absent,
+    Delivery,
+    Dismissal,
+    Instance,
+    PerformedStep,
+    Sender,
+    State,
+    StepStatus,
+    moment,
+)
+from dicom_node.uids import sheet_uid
 from dicom_node.watch import watch
 from tests.factories import a_series, changed
 from tests.integration.test_completeness import Silent
@@ -283,6 +298,99 @@ def test_a_promise_to_a_scanner_is_kept_for_the_retention_time_and_nothing_purge
     bench.take(other)
     assert [i.conflict for i in bench.ledger.instances(study)] == [False, True]
     assert "ReferencedSOPSequence" not in judged(request, held)
+
+
+def an_answer(bench: Bench, uid: str) -> Path:
+    """An answer about storage commitment that is owed to the archive."""
+    request, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = "1.2", "1.2.3"
+    request.TransactionUID, request.ReferencedSOPSequence = uid, [item]
+    path = bench.spool.store_report(uid, as_file(judged(request, lambda _: None), uid))
+    bench.ledger.deliveries.owe_commitment(uid, path, "pacs")
+    return path
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_answer_about_storage_commitment_goes_with_its_promise(bench: Bench, heard: bool) -> None:
+    path = an_answer(bench, "1.2.3.9")
+    due = bench.ledger.deliveries.claim("pacs", 30)
+    assert due is not None
+    bench.ledger.deliveries.settle(due, Delivery.SENT if heard else Delivery.WAITING, "told")
+    later(bench, 29.9)
+    purger(bench).purge()
+    assert path.exists()
+    later(bench, 0.2)
+    with capture_logs() as logs:
+        purger(bench).purge()
+    assert not path.exists()
+    assert bench.ledger.rows(select(report.c.path)) == bench.ledger.rows(select(delivery.c.state)) == []
+    unheard = [entry["unheard_by"] for entry in logs if entry["event"].startswith("answers about storage commitment")]
+    assert unheard == ([] if heard else [{"pacs": 1}])
+
+
+def test_an_answer_that_is_on_its_way_or_was_asked_for_again_stays(bench: Bench) -> None:
+    paths = [an_answer(bench, "1.2.3.8"), an_answer(bench, "1.2.3.9")]
+    later(bench, 20)
+    again = bench.ledger.deliveries.claim("pacs", 30, report_uid="1.2.3.8")
+    assert again is not None
+    bench.ledger.deliveries.settle(again, Delivery.SENT, "0x0000")
+    later(bench, 11)
+    assert bench.ledger.deliveries.claim("pacs", 30, report_uid="1.2.3.9") is not None
+    purger(bench).purge()
+    assert all(path.exists() for path in paths)
+    later(bench, 1)
+    doubting = Purger(bench.settings, bench.ledger, bench.spool, lambda: bench.clock.now)
+    doubting.purge()
+    assert [path.exists() for path in paths] == [True, True], "the clock was set"
+    purger(bench).purge()
+    assert [path.exists() for path in paths] == [True, False]
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_sheets_that_have_arrived_go_with_their_images_unless_somebody_gets_notes_on_them(
+    tmp_path: Path, archive: Archive, rejected: bool
+) -> None:
+    bench = Bench(tmp_path / "sheets", archive.port, sheet=True, reject_superseded=rejected)
+    bench.clock.now = time.time()
+    study = bench.take(a_series("leg", 2, name="sheet"))
+    bench.label(study)
+    assert bench.deliver_all() == [Delivery.SENT, Delivery.SENT]
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+    (kept,) = bench.ledger.issued.of_study(study)
+    sheet = bench.ledger.issued.sheet(sheet_uid(kept.sop_instance_uid))
+    assert (sheet is not None) == rejected
+    assert len(list(bench.spool.reports.glob("*.dcm"))) == 1 + rejected
+    assert sheet_uid(kept.sop_instance_uid) in told(story(bench.ledger, study)), "that it was sent is still known"
+    bench.take(a_series("leg", 2, name="sheet"))
+    assert bench.label(study) == State.SENT
+    bench.ledger.engine.dispose()
+
+
+def test_a_sheet_of_which_a_person_may_think_better_stays(tmp_path: Path, archive: Archive) -> None:
+    bench = Bench(tmp_path / "sheets", archive.port, sheet=True)
+    bench.clock.now = time.time()
+    study = bench.take(a_series("leg", 2, name="sheet"))
+    bench.label(study)
+    bench.ledger.deliveries.dismiss(Dismissal("anna", "gone"), "pacs", waiting=True)
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+    (kept,) = bench.ledger.issued.of_study(study)
+    uid = sheet_uid(kept.sop_instance_uid)
+    assert bench.ledger.deliveries.retry_all("pacs", uid) == 1
+    assert bench.deliver_all() == [Delivery.SENT]
+    bench.ledger.engine.dispose()
+
+
+def test_what_scanners_and_archives_said_of_a_study_goes_with_its_images(bench: Bench) -> None:
+    study = sent(bench, a_series("leg", 1, name="steps"))
+    for uid, status in (("1.2.3.1", StepStatus.COMPLETED), ("1.2.3.2", StepStatus.IN_PROGRESS)):
+        bench.ledger.performed.create(PerformedStep(uid, study, "ct1", status, frozenset({"1.2"})))
+    bench.ledger.performed.counted(study, "pacs", 1)
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+    assert [step.sop_instance_uid for step in bench.ledger.performed.steps(study)] == ["1.2.3.2"]
+    assert bench.ledger.rows(select(archive_count)) == []
 
 
 def test_a_new_series_of_a_purged_study_is_labelled_beside_the_old_report(bench: Bench) -> None:
