@@ -115,7 +115,9 @@ def up() -> None:
             node.run(stop)
         finally:
             notify.stopping()
-            node.stop()
+            stuck = node.stop()
+    if stuck:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -31,6 +31,8 @@ log = structlog.get_logger("up")
 
 #: Seconds beyond `drain_seconds` that processes get to end in.
 _GRACE = 10.0
+#: Seconds in which a process that is killed ends, unless it waits for a disk that does not answer.
+_KILLED = 5.0
 #: Longest pause between two starts of a process that fails at once, seconds.
 _LONGEST_PAUSE = 10.0
 #: Seconds within which it must have been started for that.
@@ -42,6 +44,9 @@ _PR_SET_PDEATHSIG = 1
 _SOCKETS = "dicom-node-up-"
 #: Bytes of a folder's name that leave room for that name, our process id and a program's name.
 _LONGEST_PLACE = 50
+
+
+_Processes = Mapping[str, subprocess.Popen[bytes]]
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ class Supervisor:
     _ears: dict[str, Ear] = field(default_factory=dict)
     #: How often in a row a program ended by itself soon after its start.
     _failures: dict[str, int] = field(default_factory=dict)
+    #: What was killed and lives on.
+    _stuck: set[str] = field(default_factory=set)
 
     def start(self) -> None:
         place = socket_place()
@@ -114,6 +121,7 @@ class Supervisor:
 
     def _start(self, program: Program) -> None:
         self._born[program.name] = time.monotonic()
+        self._stuck.discard(program.name)
         ear = self._ears[program.name]
         ear.forget()
         self._running[program.name] = subprocess.Popen(
@@ -134,10 +142,9 @@ class Supervisor:
     def revive(self) -> None:
         for program in self.programs:
             process, silence = self._running[program.name], self._ears[program.name].silence()
-            if silence > self.stall_seconds and process.poll() is None:
+            if silence > self.stall_seconds and process.poll() is None and program.name not in self._stuck:
                 log.error("process gives no sign of life; ending it", process=program.name, seconds=round(silence))
-                process.kill()
-                process.wait()
+                self._stuck.update(_kill({program.name: process}))
             code, age = process.poll(), time.monotonic() - self._born[program.name]
             failures = self._failures.get(program.name, 0)
             if code is not None and age > pause(failures + 1, _LONGEST_PAUSE, lambda: 1.0):
@@ -150,16 +157,19 @@ class Supervisor:
     def pid(self, name: str) -> int:
         return self._running[name].pid
 
-    def stop(self) -> None:
-        """End all programs in the study's order: SIGTERM, then SIGKILL after a grace; the broker goes last."""
-        ordered = sorted(self._running.items(), key=lambda item: item[0] == "broker")
-        workers = [process for name, process in ordered if name != "broker"]
+    def stop(self) -> list[str]:
+        """End all programs in the study's order: SIGTERM, then SIGKILL after a grace; the broker goes last.
+
+        Returns the names of those that cannot be killed.
+        """
+        workers = {name: process for name, process in self._running.items() if name != "broker"}
+        brokers = {name: process for name, process in self._running.items() if name == "broker"}
         grace = self.drain_seconds + _GRACE
-        _end(workers, grace)
-        _end([process for name, process in ordered if name == "broker"], grace)
+        stuck = [*_end(workers, grace), *_end(brokers, grace)]
         for ear in self._ears.values():
             ear.close()
         self._folder.cleanup()
+        return stuck
 
 
 def socket_place() -> Path:
@@ -186,17 +196,40 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-    for process in processes:
+def _end(processes: _Processes, grace: float) -> list[str]:
+    """Ask them to end, and kill those that have not after so many seconds; the names of those that live on."""
+    for process in processes.values():
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    for process in processes:
+    return _kill(_left(processes, grace))
+
+
+def _kill(processes: _Processes) -> list[str]:
+    for process in processes.values():
+        process.kill()
+    stuck = _left(processes, _KILLED)
+    for name, process in stuck.items():
+        remedy = "it waits for a disk or a share that does not answer: bring that back, or restart the machine"
+        log.error(
+            "process cannot be killed; it is left as it is",
+            process=name,
+            pid=process.pid,
+            killed_seconds_ago=round(_KILLED),
+            remedy=remedy,
+        )
+    return list(stuck)
+
+
+def _left(processes: _Processes, seconds: float) -> dict[str, subprocess.Popen[bytes]]:
+    """Those that still run after so many seconds."""
+    deadline = time.monotonic() + seconds
+    left = {}
+    for name, process in processes.items():
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            left[name] = process
+    return left
 
 
 def die_with(parent: int) -> None:

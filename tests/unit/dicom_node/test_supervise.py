@@ -67,3 +67,58 @@ def test_a_child_whose_supervisor_has_ended_already_never_starts():
     elsewhere = subprocess.run(["true"], preexec_fn=partial(die_with, os.getpid() + 1), check=False)
     assert elsewhere.returncode == -signal.SIGKILL
     assert subprocess.run(["true"], preexec_fn=partial(die_with, os.getpid()), check=False).returncode == 0
+
+
+class Unkillable:
+    """A process that waits for a disk that does not answer."""
+
+    pid, returncode, kills = 4711, None, 0
+
+    def poll(self) -> None:
+        return None
+
+    def send_signal(self, _: int) -> None:
+        pass
+
+    def kill(self) -> None:
+        self.kills += 1
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert timeout is not None, "it would be waited for without end"
+        raise subprocess.TimeoutExpired("dicom-node receive", timeout)
+
+
+@pytest.fixture
+def with_stuck(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    """A supervisor of two processes of which one cannot be killed."""
+    monkeypatch.setattr(supervise, "_GRACE", 0.0)
+    supervisor = Supervisor((Program("receive", ("sleep", "60")), Program("label", ("sleep", "60"))), {})
+    supervisor.drain_seconds = 0.2
+    supervisor.start()
+    supervisor._running["receive"].kill()
+    supervisor._running["receive"].wait()
+    supervisor._running["receive"] = Unkillable()  # type: ignore[assignment]
+    return supervisor
+
+
+def test_a_process_that_cannot_be_killed_is_named_and_left_behind(with_stuck: Supervisor) -> None:
+    other = with_stuck._running["label"]
+    with capture_logs() as logs:
+        assert with_stuck.stop() == ["receive"]
+    assert other.poll() is not None
+    (told,) = (entry for entry in logs if entry["event"].startswith("process cannot be killed"))
+    assert (told["process"], told["pid"]) == ("receive", 4711)
+    assert "disk" in told["remedy"]
+
+
+def test_a_silent_process_that_cannot_be_killed_is_told_once_and_holds_up_no_other(with_stuck: Supervisor) -> None:
+    with_stuck._ears["receive"].silence = lambda: 1000.0  # type: ignore[method-assign]
+    with_stuck._running["label"].kill()
+    with_stuck._running["label"].wait()
+    with_stuck._born["label"] -= 100
+    with capture_logs() as logs:
+        for _ in range(3):
+            with_stuck.revive()
+    assert sum(entry["event"].startswith("process cannot be killed") for entry in logs) == 1
+    assert with_stuck._running["label"].poll() is None, "it was started again"
+    with_stuck.stop()
