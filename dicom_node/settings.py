@@ -35,6 +35,11 @@ from dicom_node.errors import ConfigurationError
 from dicom_node.mistakes import explained, no_settings
 
 CONFIG_VARIABLE = "DICOM_NODE_CONFIG"
+#: What mends settings of which nobody gets reports (`Settings.is_unaddressed`).
+ADDRESS = (
+    'write may = ["reports"] for an archive; or, where nobody is to get reports, set destinations = [], and images go '
+    "after retention_days"
+)
 _PLACES = (Path("dicom-node.toml"), Path("/etc/dicom-node/dicom-node.toml"))
 
 
@@ -209,7 +214,8 @@ class Settings(BaseSettings):
     tls: Tls | None = None
     #: Who may call us, and whom we call: a table [[peers]] for each.
     peers: tuple[Peer, ...] = ()
-    #: Peers by name that get every report; unset: every peer that may get reports.
+    #: Peers by name that get every report; unset: every peer that may get reports. `[]`: nobody, and a study is finished
+    #: when it is labelled. Where it is unset and no peer may get reports, images stay for ever.
     destinations: tuple[str, ...] | None = None
 
     @field_validator("tls")
@@ -287,6 +293,17 @@ class Settings(BaseSettings):
     def receivers_of_reports(self) -> tuple[Peer, ...]:
         chosen = self.destinations
         return tuple(p for p in self.peers if "reports" in p.may and (chosen is None or p.name in chosen))
+
+    @property
+    def is_unaddressed(self) -> bool:
+        """Does nobody get reports, and has nobody said that it is to be so? Images stay for ever then."""
+        return self.destinations is None and not self.receivers_of_reports
+
+    @property
+    def addressees(self) -> str:
+        """Who gets reports, in words."""
+        nobody = "nobody, and images stay for ever" if self.is_unaddressed else "nobody (destinations = [])"
+        return ", ".join(peer.name for peer in self.receivers_of_reports) or nobody
 
     def peer(self, name: str) -> Peer:
         """The peer of that name; ConfigurationError lists those there are."""

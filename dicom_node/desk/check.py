@@ -30,7 +30,7 @@ from dicom_node.desk.tables import table
 from dicom_node.errors import ConfigurationError, NodeError, Retry
 from dicom_node.ledger.schema import open_engine, said_by_driver
 from dicom_node.send import best_class, echo, preflight
-from dicom_node.settings import Peer, Settings, Tls, strange_variables
+from dicom_node.settings import ADDRESS, Peer, Settings, Tls, strange_variables
 from dicom_node.study import REPORT_CLASSES
 from dicom_node.tasks import Bell, connect
 from labeler.errors import LabelerError
@@ -73,7 +73,7 @@ def looked_at(settings: Settings, ask: bool) -> Iterator[Row]:
     if ask:
         yield _tried("deliveries", "to peers of these settings", lambda: known_receivers(settings))
     yield _tried("images come from", "", lambda: _pushers(settings))
-    yield Row("reports go to", ", ".join(p.name for p in settings.receivers_of_reports) or "nobody")
+    yield _tried("reports go to", settings.addressees, lambda: _addressed(settings))
     for peer in settings.peers:
         what = f"{peer.ae_title} at {peer.host}:{peer.port or '-'}, may {', '.join(sorted(peer.may))}"
         yield _tried(f"peer {peer.name}", what, partial(_asked, settings, peer) if ask else lambda: "not asked")
@@ -265,6 +265,12 @@ def _pushers(settings: Settings) -> str:
     if not names:
         raise Doubt('nobody may push: add a [[peers]] table with may = ["push"] for every scanner')
     return ", ".join(names)
+
+
+def _addressed(settings: Settings) -> str:
+    if settings.is_unaddressed:
+        raise Doubt(ADDRESS)
+    return ""
 
 
 def _looked_up(peer: Peer) -> str:

@@ -25,7 +25,7 @@ from dicom_node.association.tls import server_context
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
 from dicom_node.ledger.schema import delivery, report, said_by_driver, study
-from dicom_node.settings import Settings
+from dicom_node.settings import ADDRESS, Settings
 from dicom_node.study import OPEN, UNFIT, Delivery, Pulse, State
 from dicom_node.tasks import Bell, connect
 
@@ -78,6 +78,7 @@ def findings(settings: Settings, ledger: Ledger, ahead: Iterable[tuple[str, floa
     yield from _processes(settings, ledger)
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
+    yield Finding("reports go to", settings.addressees, ADDRESS if settings.is_unaddressed else "")
     yield from _disk(settings)
     yield from _certificates(settings)
     clocks = dict(skews(settings, ledger) if ahead is None else ahead)

@@ -242,7 +242,7 @@ class Ledger:
             return State.UNLABELLED, "; ".join(reasons) or "no image to label"
         states = states_of(connection, study_uid)
         if not states:
-            return State.REPORTED, "no destination is configured; the reports lie in the spool"
+            return State.REPORTED, "no destination is configured; its reports and images stay here"
         if Delivery.FAILED in states:
             return State.QUARANTINED, failure_of(connection, study_uid)
         return (State.SENT, unsent_because(connection, study_uid)) if states <= DONE else (State.REPORTED, "")

@@ -6,7 +6,7 @@ a worker, finds the study in another state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import and_, bindparam, exists, literal, or_, select, update
@@ -62,11 +62,20 @@ class Orders:
             return count
 
     def take_up_unowed(self) -> int:
-        """REPORTED -> QUEUED where nobody was to get the reports, so that who is to get them now does; how many."""
+        """REPORTED or SENT -> QUEUED where nobody was to get the reports, so that who is to get them now does; how
+        many."""
+        return self._unowed([State.REPORTED, State.SENT], _AGAIN)
+
+    def finish_unowed(self) -> int:
+        """REPORTED -> SENT where nobody is to get the reports, and a person has said so in the settings; how many."""
+        told = "nobody is to get its reports (destinations = [])"
+        return self._unowed([State.REPORTED], {"state": State.SENT, "reason": told})
+
+    def _unowed(self, states: Iterable[State], values: Mapping[str, Any]) -> int:
         owed = exists().where(delivery.c.study_uid == study.c.study_uid)
-        unowed = and_(study.c.state == State.REPORTED, ~owed)
+        unowed = and_(study.c.state.in_(list(states)), ~owed)
         with self.store.engine.begin() as connection:
-            return connection.execute(update(study).where(unowed).values(_AGAIN)).rowcount
+            return connection.execute(update(study).where(unowed).values(values)).rowcount
 
     def dismiss_study(self, study_uid: str, word: Dismissal) -> bool:
         """QUARANTINED or UNLABELLED -> DISMISSED, its reason kept behind the person's; False when it is neither.

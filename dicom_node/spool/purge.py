@@ -13,7 +13,7 @@ from collections.abc import Callable
 import structlog
 
 from dicom_node.ledger import Ledger
-from dicom_node.settings import Settings
+from dicom_node.settings import ADDRESS, Settings
 from dicom_node.spool import Spool
 
 log = structlog.get_logger("purge")
@@ -40,6 +40,8 @@ class Purger:
 
     def purge(self) -> int:
         """One pass; returns how many studies lost their files."""
+        if self.settings.destinations == ():
+            self.ledger.orders.finish_unowed()
         now = self.ledger.clock()
         kept_since = now - self.settings.retention_days * _DAY
         if now - self.steady_since() < DOUBT:
@@ -94,11 +96,12 @@ class Purger:
 
     def _complain(self, free: int) -> None:
         if not self._full:
+            address = f"nobody gets reports: {ADDRESS}; " if self.settings.is_unaddressed else ""
             log.error(
                 "the disk runs low and no study may be purged",
                 free_mib=free >> 20,
                 pushes_refused_below_mib=self.settings.reserve_mib,
-                remedy="make room; or see `dicom-node status`: studies that wait for a person or an archive stay until "
+                remedy=f"{address}make room; or see `dicom-node status`: studies that wait for a person or an archive stay until "
                 "`dicom-node retry` or `dismiss`, failed deliveries until `dicom-node deliveries retry` or `dismiss`",
             )
         self._full = True

@@ -153,7 +153,7 @@ class Spool:
         if free - wanted < self.reserve_bytes:
             raise OutOfResources(
                 f"{free >> 20} MiB free at {self.images}, the reserve is {self.reserve_bytes >> 20} MiB: "
-                "make room or lower reserve_mib"
+                "make room, as `dicom-node health` says, or lower reserve_mib"
             )
 
     def keep(self, file: BlockFile, place: Path, digest: str) -> bool:

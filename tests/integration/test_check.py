@@ -245,3 +245,13 @@ def test_what_is_wrong_is_shown_with_its_brackets_and_ends_the_command(tmp_path:
         assert answer.returncode == 1
         assert f"[tls] certificate {tmp_path}/gone: No such file or directory" in answer.stdout + answer.stderr
         assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_node_whose_reports_go_to_nobody_is_told(tmp_path: Path) -> None:
+    nobody = check(tmp_path)["reports go to"]
+    assert (nobody.setting, nobody.doubtful) == ("nobody, and images stay for ever", True)
+    assert 'may = ["reports"]' in nobody.state
+    assert "destinations = []" in nobody.state
+    meant = check(tmp_path, destinations=())["reports go to"]
+    assert (meant.setting, meant.doubtful) == ("nobody (destinations = [])", False)

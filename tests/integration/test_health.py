@@ -87,6 +87,17 @@ def test_a_disk_whose_reserve_is_reached_is_told(settings: Settings, ledger: Led
     assert "stay until `dicom-node retry` or `dismiss`" in full.remedy
 
 
+def test_reports_that_go_to_nobody_are_told_with_the_setting_that_mends_it(
+    settings: Settings, ledger: Ledger, clock: SetClock
+) -> None:
+    nobody = found(settings, ledger)["reports go to"]
+    assert nobody.state == "nobody, and images stay for ever"
+    assert 'may = ["reports"]' in nobody.remedy
+    assert "destinations = []" in nobody.remedy
+    meant = found(settings.model_copy(update={"destinations": ()}), ledger)["reports go to"]
+    assert meant == Finding("reports go to", "nobody (destinations = [])")
+
+
 def test_processes_that_have_just_been_started_are_said_to_start(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, receivers=2)
     with announced(settings):

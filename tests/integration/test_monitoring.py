@@ -168,7 +168,7 @@ def test_a_broker_that_is_away_is_told(settings: Settings, ledger: Ledger, clock
 
 def ask(folder: Path, database: str, *words: str) -> Result:
     config = folder / "dicom-node.toml"
-    config.write_text(f'home = "{folder}"\nledger = "{database}"\nreserve_mib = 0\n')
+    config.write_text(f'home = "{folder}"\nledger = "{database}"\nreserve_mib = 0\ndestinations = []\n')
     return CliRunner().invoke(app, ["--config", str(config), *words])
 
 

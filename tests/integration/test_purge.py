@@ -175,6 +175,54 @@ def test_a_study_under_whose_uids_nothing_but_anothers_came_is_shown_and_goes_fo
     assert bench.label("1.2.3") == State.REPORTED
 
 
+@pytest.fixture
+def unaddressed(tmp_path: Path, archive: Archive) -> Iterator[tuple[Bench, str]]:
+    """A node of whose settings nobody gets reports, and a study that it has labelled."""
+    made = Bench(tmp_path / "unaddressed", archive.port, may=frozenset({"push"}))
+    made.settings = made.settings.model_copy(update={"purge_margin_mib": 0})
+    made.clock.now = time.time()
+    study = made.take(a_series("leg", 1, name="unaddressed"))
+    assert made.label(study) == State.REPORTED
+    yield made, study
+    made.ledger.engine.dispose()
+
+
+def test_a_study_whose_reports_go_to_nobody_stays_and_the_setting_that_mends_it_is_named(
+    unaddressed: tuple[Bench, str],
+) -> None:
+    bench, study = unaddressed
+    later(bench, 1000)
+    with capture_logs() as logs:
+        assert purger(bench, free_mib=-1).purge() == 0
+    assert state_of(bench, study) == State.REPORTED
+    assert "set destinations = []" in logs[-1]["remedy"]
+
+
+def test_where_somebody_has_said_that_nobody_gets_reports_a_labelled_study_is_finished(
+    unaddressed: tuple[Bench, str],
+) -> None:
+    bench, study = unaddressed
+    bench.settings = bench.settings.model_copy(update={"destinations": ()})
+    assert purger(bench).purge() == 0
+    assert state_of(bench, study) == State.SENT
+    assert "destinations = []" in told(story(bench.ledger, study))
+    later(bench, 31)
+    assert purger(bench).purge() == 1
+    assert bench.ledger.issued.of_study(study)[0].path.exists()
+
+
+def test_reports_that_nobody_got_are_owed_to_who_gets_reports_later(
+    unaddressed: tuple[Bench, str], bench: Bench
+) -> None:
+    before, study = unaddressed
+    before.settings = before.settings.model_copy(update={"destinations": ()})
+    purger(before).purge()
+    sent(bench, a_series("leg", 1, name="with a destination"))
+    assert bench.ledger.orders.take_up_unowed() == 0
+    assert before.ledger.orders.take_up_unowed() == 1
+    assert state_of(before, study) == State.QUEUED
+
+
 def mixed(name: str) -> list[Dataset]:
     """Images of two patients in one study, which is laid aside."""
     two = a_series("leg", 2, name=name)
