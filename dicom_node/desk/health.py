@@ -133,11 +133,26 @@ def _processes(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
         yield Finding(kind, "does not run", _start(kind))
 
 
+def _by_systemd() -> bool:
+    """Do services run the node on this machine? A command by hand would run beside them, as somebody else."""
+    return any(unit.exists() for unit in _UNITS)
+
+
 def _start(kind: str) -> str:
     """How a part of the node is started on this machine."""
-    if any(unit.exists() for unit in _UNITS):
+    if _by_systemd():
         return "systemctl start dicom-node.target; `journalctl -u 'dicom-node-*'` says why it ended"
     return f"start `dicom-node {_COMMANDS[kind]}`, or `dicom-node up` for all"
+
+
+def _another_worker() -> str:
+    """What helps where labelling falls behind."""
+    if _by_systemd():
+        return (
+            "`systemctl status dicom-node-label` says whether it works; where it does, add a worker on another machine "
+            "(Several machines in deploy/README.md)"
+        )
+    return "start another worker: dicom-node worker --queues label"
 
 
 def missing(processes: Iterable[str]) -> list[str]:
@@ -151,7 +166,7 @@ def _leases(settings: Settings, ledger: Ledger) -> Iterator[Finding]:
     now = ledger.clock()
     held = ledger.rows(select(study.c.study_uid, study.c.lease_until).where(study.c.state == State.LABELLING))
     stuck = [row.study_uid for row in held if row.lease_until < now - settings.lease_seconds]
-    remedy = f"start `dicom-node watch`, which takes back {stuck[0]} and others" if stuck else ""
+    remedy = f"{stuck[0]} and others are taken back by the watcher: {_start('watch')}" if stuck else ""
     yield Finding("leases", f"{len(held)} held, {len(stuck)} stuck", remedy)
 
 
@@ -166,7 +181,7 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     yield Finding(
         "waiting for labels",
         f"{count} studies{_since(now, oldest)}; in the last hour {came} came, {went} were reported",
-        "start another worker: dicom-node worker --queues label" if late else "",
+        _another_worker() if late else "",
     )
     # the first attempt may be under way, or have stored what only its commitment is awaited of
     over = and_(delivery.c.state == Delivery.WAITING, delivery.c.lease_until <= now)

@@ -70,6 +70,16 @@ def test_where_systemd_runs_the_node_its_command_is_named(
     assert "`dicom-node up`" in found(settings, ledger)["watch"].remedy
     unit.touch()
     assert found(settings, ledger)["watch"].remedy.startswith("systemctl start dicom-node.target")
+    uid = a_queued_study(ledger)
+    clock.now += 1000
+    behind = found(settings, ledger)["waiting for labels"].remedy
+    ledger.claim(uid, 30)
+    clock.now += 61
+    stuck = found(settings, ledger)["leases"].remedy
+    assert "systemctl" in behind
+    assert "systemctl" in stuck
+    assert "dicom-node watch" not in stuck
+    assert "dicom-node worker" not in behind
 
 
 def test_a_worker_without_a_model_is_not_well(settings: Settings, ledger: Ledger, clock: SetClock) -> None:
