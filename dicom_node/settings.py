@@ -214,8 +214,8 @@ class Settings(BaseSettings):
     tls: Tls | None = None
     #: Who may call us, and whom we call: a table [[peers]] for each.
     peers: tuple[Peer, ...] = ()
-    #: Peers by name that get every report; unset: every peer that may get reports. `[]`: nobody, and a study is finished
-    #: when it is labelled. Where it is unset and no peer may get reports, images stay for ever.
+    #: Peers by name that get every report; unset: every peer that may get reports. `[]`: nobody, and a labelled study
+    #: is finished. Where it is unset and no peer may get reports, images stay for ever.
     destinations: tuple[str, ...] | None = None
 
     @field_validator("tls")

@@ -66,8 +66,10 @@ class Absent(StrEnum):
 FILES_GONE = "other images of its series have left the spool"
 #: Why the images of a series are not labelled which our code cannot digest, while other series have their reports.
 OUR_FAULT = "failed in our code: please report it"
+#: The same, when a person has said that it need not be labelled; who, when and why is the detail.
+LEFT_SO = "failed in our code, and a person has left it so"
 #: Reasons that may be over when the study is labelled the next time.
-PASSING = (FILES_GONE, OUR_FAULT)
+PASSING = (FILES_GONE, OUR_FAULT, LEFT_SO)
 
 
 class Kind(StrEnum):

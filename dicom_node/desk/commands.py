@@ -45,7 +45,7 @@ def health(
 ) -> None:
     """What needs a person, for monitors: exits with 0 where nothing does, 1 where something does, 2 without an answer.
 
-    Studies that were laid aside and deliveries that were given up are not among it; `metrics` counts them.
+    Studies that were laid aside as a whole and deliveries that were given up are not among it; `metrics` counts them.
     """
     from dicom_node.desk import health as node
 
@@ -134,14 +134,16 @@ def retry(
     quarantined: Annotated[bool, typer.Option("--quarantined", help="All quarantined studies.")] = False,
     unlabelled: Annotated[bool, typer.Option("--unlabelled", help="All studies without a label.")] = False,
     dismissed: Annotated[bool, typer.Option("--dismissed", help="All that a person has dismissed.")] = False,
+    in_part: Annotated[bool, typer.Option("--in-part", help="All of which a series failed in our code.")] = False,
     reason: Annotated[str, typer.Option(help="Of all these, only those whose reason contains this.")] = "",
 ) -> None:
     """Try a quarantined, unlabelled or dismissed study again, or all of them; failed deliveries too."""
     from dicom_node.desk.orders import one_or_all, why_not_retried
     from dicom_node.errors import Quarantine
+    from dicom_node.ledger.orders import IN_PART
 
-    chosen = {State.QUARANTINED: quarantined, State.UNLABELLED: unlabelled, State.DISMISSED: dismissed}
-    states = one_or_all(study, chosen, reason)
+    set_aside: dict[str, bool] = {State.QUARANTINED: quarantined, State.UNLABELLED: unlabelled}
+    states = one_or_all(study, {**set_aside, State.DISMISSED: dismissed, IN_PART: in_part}, reason)
     ledger = kept_ledger(settings())
     if study is None:
         if not (count := ledger.orders.retry_studies(states, reason)):

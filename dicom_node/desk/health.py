@@ -22,8 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.certificates import held
 from dicom_node.association.tls import server_context
+from dicom_node.desk.tables import counted
 from dicom_node.errors import ConfigurationError, Retry
 from dicom_node.ledger import Ledger
+from dicom_node.ledger.orders import in_part
 from dicom_node.ledger.schema import delivery, report, said_by_driver, study
 from dicom_node.settings import ADDRESS, Settings
 from dicom_node.study import OPEN, UNFIT, Delivery, Pulse, State
@@ -78,6 +80,7 @@ def findings(settings: Settings, ledger: Ledger, ahead: Iterable[tuple[str, floa
     yield from _processes(settings, ledger)
     yield from _leases(settings, ledger)
     yield from _backlogs(ledger)
+    yield _in_part(ledger)
     yield Finding("reports go to", settings.addressees, ADDRESS if settings.is_unaddressed else "")
     yield from _disk(settings)
     yield from _certificates(settings)
@@ -193,6 +196,21 @@ def _backlogs(ledger: Ledger) -> Iterator[Finding]:
     ailing = [f"{one.name} ({_answer(one.detail)})" for one in ledger.deliveries.destinations.ailing()] if count else []
     state = f"{count} deliveries{attempts}{': ' if ailing else ''}{', '.join(ailing)}"
     yield Finding("waiting for an archive", state, remedy)
+
+
+def _in_part(ledger: Ledger) -> Finding:
+    """Studies of which a series stands aside (docs/decisions/0022); nothing else shows, since they were sent."""
+    ours: Any = select(func.count(), func.min(study.c.study_uid)).where(in_part())
+    count, first = tuple(ledger.rows(ours)[0])
+    if not count:
+        return Finding("labelled in part", "0 studies")
+    remedy = (
+        f"`dicom-node status {first}` tells where it failed: please report it, and with a mended node `dicom-node retry "
+        "--in-part`; `dicom-node dismiss STUDY --because TEXT` leaves it so"
+    )
+    return Finding(
+        "labelled in part", f"{counted(count, 'study', 'studies')}, a series of which failed in our code", remedy
+    )
 
 
 def _answer(detail: str) -> str:

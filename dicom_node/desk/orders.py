@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from typing import TypeVar
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,8 +19,10 @@ from dicom_node.ledger.schema import Store, open_engine, said_by_driver
 from dicom_node.settings import Settings
 from dicom_node.study import Dismissal, Redirection, State, StudyRow
 
+Named = TypeVar("Named", bound=str)
 
-def one_or_all(study: str | None, chosen: Mapping[State, bool], reason: str) -> list[State]:
+
+def one_or_all(study: str | None, chosen: Mapping[Named, bool], reason: str) -> list[Named]:
     """The states of which all studies are meant; none where one study is named.
 
     Raises:

@@ -6,7 +6,7 @@ a worker, finds the study in another state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import and_, bindparam, exists, literal, or_, select, update
@@ -14,12 +14,16 @@ from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.deliveries import Deliveries, conclude, fitting, is_undelivered, lock_studies, reopen
 from dicom_node.ledger.schema import Prose, Store, delivery, not_labelled, report, study
-from dicom_node.study import OUR_FAULT, Delivery, Dismissal, Kind, Redirection, State
+from dicom_node.study import LEFT_SO, OUR_FAULT, Delivery, Dismissal, Kind, Redirection, State
 
+#: Stands beside states for studies that have reports, but not on a series which our code could not label.
+IN_PART = "in-part"
 #: What a study is from which work begins anew.
 _AGAIN = {"state": State.QUEUED, "attempts": 0, "next_at": 0.0, "rung_at": 0.0, "reason": ""}
 #: States in which nothing goes on by itself, and there may be more to do.
 _RESTING = (State.QUARANTINED, State.UNLABELLED, State.DISMISSED)
+#: States of studies that have reports and their images.
+_REPORTED = (State.REPORTED, State.SENT)
 #: What a delivery is that begins anew.
 _ANEW = {
     "state": Delivery.WAITING,
@@ -44,16 +48,21 @@ class Orders:
 
         So is a study of which our code could not label one series.
         """
-        ours = and_(not_labelled.c.study_uid == study_uid, not_labelled.c.reason == OUR_FAULT)
-        in_part = and_(study.c.state.in_([State.REPORTED, State.SENT]), exists().where(ours))
-        stuck = and_(study.c.study_uid == study_uid, or_(study.c.state.in_(_RESTING), in_part))
+        waits = or_(study.c.state.in_(_RESTING), in_part([OUR_FAULT, LEFT_SO]))
+        stuck = and_(study.c.study_uid == study_uid, waits)
         with self.store.engine.begin() as connection:
             redelivered = self._deliveries.retry(connection, delivery.c.study_uid == study_uid)
             return connection.execute(update(study).where(stuck).values(_AGAIN)).rowcount + redelivered > 0
 
-    def retry_studies(self, states: Iterable[State], reason: str = "") -> int:
-        """The same for all studies in one of these states whose reason contains this; how many these are."""
+    def retry_studies(self, states: Collection[str], reason: str = "") -> int:
+        """The same for all studies in one of these states whose reason contains this; how many these are.
+
+        Args:
+            states: with `IN_PART`, those that our code has labelled in part, by the reason of their images.
+        """
         stuck = _told(states, reason)
+        if IN_PART in states:
+            stuck = or_(stuck, in_part(detail=reason))
         uids = select(study.c.study_uid).where(stuck)
         with self.store.engine.begin() as connection:
             count = len(connection.execute(uids).all())
@@ -80,9 +89,10 @@ class Orders:
     def dismiss_study(self, study_uid: str, word: Dismissal) -> bool:
         """QUARANTINED or UNLABELLED -> DISMISSED, its reason kept behind the person's; False when it is neither.
 
-        One that is labelled and could not be delivered is not: that is decided delivery by delivery.
+        One that is labelled and could not be delivered is not: that is decided delivery by delivery. One that our code
+        has labelled in part stays what it is, and is not told of any more.
         """
-        return self._dismiss(study.c.study_uid == study_uid, word) == 1
+        return self._dismiss(study.c.study_uid == study_uid, word) == 1 or self._leave_so(study_uid, word)
 
     def dismiss_studies(self, states: Iterable[State], reason: str, word: Dismissal) -> int:
         """The same for all studies in one of these states whose reason contains this; how many these are."""
@@ -94,6 +104,14 @@ class Orders:
         with self.store.engine.begin() as connection:
             dismissed = update(study).where(waiting).values(state=State.DISMISSED, reason=told)
             return connection.execute(dismissed).rowcount
+
+    def _leave_so(self, study_uid: str, word: Dismissal) -> bool:
+        reported = select(study.c.study_uid).where(study.c.study_uid == study_uid, study.c.state.in_(_REPORTED))
+        theirs = and_(not_labelled.c.study_uid.in_(reported), not_labelled.c.reason == OUR_FAULT)
+        detail = literal(f"{word.told(self.store.clock())}; it was ", Prose()) + not_labelled.c.detail
+        left = update(not_labelled).where(theirs).values(reason=LEFT_SO, detail=detail)
+        with self.store.engine.begin() as connection:
+            return connection.execute(left).rowcount > 0
 
     def redirect(self, word: Redirection, report_uid: str | None = None, dismissed: bool = False) -> int:
         """A person's word: what failed or falls due again is owed to another destination instead; how much that is.
@@ -154,5 +172,12 @@ def _newer(connection: Connection, origin: str, moved: Iterable[tuple[str, str]]
     return [(uid, study_uid) for key, _ in moved for uid, study_uid in connection.execute(wanted, {"uid": key})]
 
 
-def _told(states: Iterable[State], reason: str) -> Any:
+def in_part(reasons: Collection[str] = (OUR_FAULT,), detail: str = "") -> Any:
+    """Studies with reports, but not on a series, for one of these reasons and in words that contain this."""
+    told = and_(not_labelled.c.reason.in_(reasons), not_labelled.c.detail.icontains(detail, autoescape=True))
+    theirs = exists().where(not_labelled.c.study_uid == study.c.study_uid, told)
+    return and_(study.c.state.in_(_REPORTED), theirs)
+
+
+def _told(states: Iterable[str], reason: str) -> Any:
     return and_(study.c.state.in_(list(states)), study.c.reason.icontains(reason, autoescape=True))

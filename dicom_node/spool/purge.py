@@ -101,7 +101,8 @@ class Purger:
                 "the disk runs low and no study may be purged",
                 free_mib=free >> 20,
                 pushes_refused_below_mib=self.settings.reserve_mib,
-                remedy=f"{address}make room; or see `dicom-node status`: studies that wait for a person or an archive stay until "
-                "`dicom-node retry` or `dismiss`, failed deliveries until `dicom-node deliveries retry` or `dismiss`",
+                remedy=f"{address}make room; or see `dicom-node status`: studies that wait for a person or an archive "
+                "stay until `dicom-node retry` or `dismiss`, failed deliveries until `dicom-node deliveries retry` or "
+                "`dismiss`",
             )
         self._full = True

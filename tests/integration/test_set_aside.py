@@ -10,10 +10,12 @@ from pydicom.dataset import Dataset
 from sqlalchemy.exc import OperationalError
 
 from dicom_node.demo.archive import Archive
+from dicom_node.desk.health import Finding, findings
 from dicom_node.desk.status import overview, story
 from dicom_node.errors import OutOfResources, Quarantine
+from dicom_node.ledger.orders import IN_PART
 from dicom_node.reports import report
-from dicom_node.study import OUR_FAULT, Delivery, State
+from dicom_node.study import OUR_FAULT, Delivery, Dismissal, State
 from tests.factories import a_series, changed
 from tests.parts import Bench, told
 
@@ -127,3 +129,46 @@ def test_what_the_machine_does_is_no_series_fault(
     bench.ledger.orders.retry_study(uid)
     assert bench.label(uid) == State.REPORTED
     assert len(bench.ledger.issued.of_study(uid)) == 2
+
+
+def in_part(bench: Bench) -> Finding:
+    (one,) = (item for item in findings(bench.settings, bench.ledger, ahead=[]) if item.what == "labelled in part")
+    return one
+
+
+@pytest.fixture
+def partly(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A study of which one series could not be labelled, by a node that has been mended since."""
+    assert in_part(bench) == Finding("labelled in part", "0 studies")
+    with monkeypatch.context() as patched:
+        failing(patched, KeyError("x"))
+        uid = bench.take(two_series("in part"))
+        assert tried(bench, uid) == State.REPORTED
+    return uid
+
+
+def test_studies_that_are_labelled_in_part_are_told_and_tried_again_all_at_once(bench: Bench, partly: str) -> None:
+    told = in_part(bench)
+    assert told.state == "1 study, a series of which failed in our code"
+    assert f"`dicom-node status {partly}`" in told.remedy
+    assert "`dicom-node retry --in-part`" in told.remedy
+    assert bench.ledger.orders.retry_studies([State.QUARANTINED]) == 0
+    assert bench.ledger.orders.retry_studies([IN_PART], "ValueError in") == 0
+    assert bench.ledger.orders.retry_studies([IN_PART], "KeyError in made") == 1
+    assert bench.label(partly) == State.REPORTED
+    assert in_part(bench).remedy == ""
+    assert bench.ledger.orders.retry_studies([IN_PART]) == 0
+
+
+def test_a_person_may_leave_it_at_a_part_and_think_better_of_it(bench: Bench, partly: str) -> None:
+    assert bench.ledger.orders.dismiss_study(partly, Dismissal("anna", "a phantom"))
+    assert in_part(bench).remedy == ""
+    assert bench.ledger.orders.retry_studies([IN_PART]) == 0
+    said = " ".join(told(story(bench.ledger, partly)).split())
+    assert "dismissed by anna at" in said
+    assert "KeyError in made" in said
+    assert not bench.ledger.orders.dismiss_study(partly, Dismissal("anna", "again"))
+    assert bench.ledger.orders.retry_study(partly)
+    assert bench.label(partly) == State.REPORTED
+    assert bench.reasons() == {}
+    assert len(bench.ledger.issued.of_study(partly)) == 2
