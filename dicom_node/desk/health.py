@@ -205,7 +205,7 @@ def _in_part(ledger: Ledger) -> Finding:
     if not count:
         return Finding("labelled in part", "0 studies")
     remedy = (
-        f"`dicom-node status {first}` tells where it failed: please report it, and with a mended node `dicom-node retry "
+        f"`dicom-node status {first}` tells where: please report it, and with a mended node `dicom-node retry "
         "--in-part`; `dicom-node dismiss STUDY --because TEXT` leaves it so"
     )
     return Finding(
