@@ -30,6 +30,7 @@ from dicom_node.send import Stored, patient_id_of, store
 from dicom_node.settings import Peer, Settings
 from dicom_node.study import REPORT_CLASSES, Delivery, DueDelivery, Kind
 from dicom_node.uids import derived
+from labeler.errors import is_the_systems
 from labeler.vocabulary import vocabulary
 
 log = structlog.get_logger("deliver")
@@ -83,9 +84,9 @@ class Deliverer:
             return self._given_up(due, reason)
         except SQLAlchemyError:
             raise
-        except OSError as error:
-            return self._postponed(due, NotYet(f"{due.path}: {error.strerror or type(error).__name__}"))
         except Exception as error:  # the edge: a file that rotted may make the parser raise anything
+            if is_the_systems(error):
+                return self._postponed(due, NotYet(f"{due.path}: {getattr(error, 'strerror', None) or error}"))
             return self._given_up(due, Quarantine(f"it cannot be sent: {where(error)}; {_anew(due)}"))
         log.info("delivered", report_uid=due.report_uid, destination=destination, answer=str(stored))
         if self.settings.peer(destination).commitment and due.kind != Kind.COMMITMENT:

@@ -42,7 +42,7 @@ from dicom_node.study import (
     WrittenReport,
 )
 from labeler.dicom import series_of
-from labeler.errors import BundleError, LabelerError
+from labeler.errors import BundleError, LabelerError, is_the_systems
 from labeler.sandbox import Bounds, shared_sandbox
 
 if TYPE_CHECKING:
@@ -253,10 +253,8 @@ class Pipeline:
 def _is_ours(error: Exception) -> bool:
     """Is it our code that cannot digest these images, and will not the next time? What disk, memory, ledger, model or
     GPU do may be over then; PyTorch tells all of that by RuntimeError."""
-    if isinstance(error, OSError):
-        return error.errno is None  # pydicom's, of bytes that end too early; the system numbers its own
     hindered = (HandedBack, Superseded, OutOfResources, SQLAlchemyError, LabelerError)
-    return not isinstance(error, (*hindered, MemoryError, RuntimeError, ImportError))
+    return not is_the_systems(error) and not isinstance(error, (*hindered, MemoryError, RuntimeError, ImportError))
 
 
 def _left_aside(instances: Sequence[Instance], error: Exception) -> list[NotLabelled]:

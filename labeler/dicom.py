@@ -16,6 +16,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels.utils import pixel_array
 
+from labeler.errors import is_the_systems
 from labeler.prompts import Modality
 from labeler.slices import SMALLEST_SIDE, FloatImage, Plane, Series, Skip, Skipped, Source, make_plane, make_series
 
@@ -68,10 +69,10 @@ def read_file(
         modality = str(dataset.get("Modality", ""))
     except MemoryError:
         return Read(skipped=Skipped(Source(0), Skip.TOO_LARGE, "its data set"))
-    except OSError as error:  # the disk's fault, which says nothing about the image
-        return Read(skipped=Skipped(Source(0), Skip.AWAY, f"{path.name}: {error.strerror or type(error).__name__}"))
     except Exception as error:  # a file may hold anything, and parsers raise whatever they meet
-        return Read(skipped=Skipped(Source(0), Skip.NOT_DICOM, f"{path.name}: {type(error).__name__}"))
+        reason = Skip.AWAY if is_the_systems(error) else Skip.NOT_DICOM
+        told = getattr(error, "strerror", None) or type(error).__name__
+        return Read(skipped=Skipped(Source(0), reason, f"{path.name}: {told}"))
     try:
         return Read(uid, modality, tuple(_planes(dataset, max_side, most_bytes, progress)))
     except _Unusable as problem:

@@ -9,6 +9,14 @@ LabelerError
 """
 
 
+def is_the_systems(error: BaseException) -> bool:
+    """Did a disk, a network or the system under them fail, which says nothing about the bytes of a file?
+
+    pydicom raises OSError for bytes that end too early as well; the system numbers its own, but for what took too long.
+    """
+    return isinstance(error, OSError) and (error.errno is not None or isinstance(error, TimeoutError | ConnectionError))
+
+
 class LabelerError(Exception):
     """The labeler could not do its work."""
 

@@ -195,12 +195,21 @@ def rotten(path: Path) -> None:
     path.write_bytes(b"rotten")
 
 
+def cut_off(path: Path) -> None:
+    """Within a sequence of undefined length, for which pydicom raises OSError."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"SQ", 144) + 4] + b"\xff" * 4 + b"\xfe\xff")
+
+
 def unreadable(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize(("harm", "outcome"), [(rotten, Delivery.FAILED), (unreadable, Delivery.WAITING)])
+@pytest.mark.parametrize(
+    ("harm", "outcome"),
+    [(rotten, Delivery.FAILED), (cut_off, Delivery.FAILED), (unreadable, Delivery.WAITING)],
+)
 def test_files_that_cannot_be_read_hold_up_no_others_and_say_why(
     home: Path, report: WrittenReport, harm: Callable[[Path], None], outcome: Delivery
 ) -> None:

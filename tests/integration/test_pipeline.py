@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTImageStorage
 from pynetdicom import AE, evt
 
@@ -23,10 +24,24 @@ from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
 from dicom_node.watch import watch
 from labeler.errors import BundleMissing
 from labeler.label import Labeler
+from labeler.slices import Skip
 from tests.factories import a_series, changed
 from tests.integration.test_completeness import Silent
 from tests.parts import LABELER, Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
+from tests.unit.dicom_node.test_spool import bytes_of
+
+
+#: Request Attributes Sequence (0040,0275), which stands behind all that the receiver reads.
+OPEN_SEQUENCE = bytes.fromhex("40007502")
+
+
+def with_an_open_sequence(image: Dataset) -> None:
+    """A sequence whose end is told by its delimiter."""
+    item = Dataset()
+    item.ScheduledProcedureStepID, item.is_undefined_length_sequence_item = "1", True
+    image.RequestAttributesSequence = [item]
+    image["RequestAttributesSequence"].is_undefined_length = True
 
 
 def test_from_images_to_the_archive(bench: Bench, archive: Archive) -> None:
@@ -90,6 +105,15 @@ def test_a_disk_that_gives_no_image_now_costs_none_its_labels(bench: Bench) -> N
     bench.clock.now += 60
     assert bench.pipeline.label_study(uid) == State.REPORTED
     assert bench.reasons() == {}
+
+
+def test_an_image_that_ends_within_a_sequence_costs_itself_alone(bench: Bench) -> None:
+    """For bytes that end too early pydicom raises the error that the system raises for a disk that is away."""
+    images = changed(a_series("leg", 4, name="ends early"), with_an_open_sequence)
+    uid = bench.take(images[1:])
+    bench.take(images[:1], cut=bytes_of(images[0]).find(OPEN_SEQUENCE) + 14)
+    assert bench.label(uid) == State.REPORTED
+    assert bench.reasons() == {Skip.NOT_DICOM: 1}
 
 
 def test_files_that_others_took_are_missed_at_once_and_no_series_is_labelled_by_half(bench: Bench) -> None:
