@@ -163,9 +163,12 @@ class Renewed:
             log.error("certificates not renewed; the old ones stay in use", reason=str(error))
 
     def _doubt(self) -> None:
-        """Say it where one of them is over, or soon will be."""
-        for doubt in filter(None, (one.doubt(time.time()) for one in held(self._tls))):
-            log.error("certificates need a person", reason=doubt)
+        """Say it where one of them is over, or soon will be; OpenSSL, which has taken them, reads more forms than we."""
+        try:
+            for doubt in filter(None, (one.doubt(time.time()) for one in held(self._tls))):
+                log.error("certificates need a person", reason=doubt)
+        except ConfigurationError as error:
+            log.warning("when certificates end is not known", reason=str(error))
 
     def _state(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_state_of(path) for path in (self._tls.certificate, self._tls.key, self._tls.ca))

@@ -2,11 +2,13 @@
 
 import socket
 import ssl
+import subprocess
 import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from dicom_node.association.tls import Renewed, client_context, server_context
 from dicom_node.errors import ConfigurationError
@@ -102,6 +104,24 @@ def test_new_certificates_count_from_the_next_connection_on(hospital: Authority,
     assert renewed.context() is not first
     client = caller(hospital.issue("ct1"))
     assert shaken(renewed.context(), client)[0] == "TLSv1.3"
+
+
+def test_a_ca_that_openssl_takes_is_in_use_even_where_its_end_cannot_be_told(hospital: Authority):
+    """OpenSSL's own form, `BEGIN TRUSTED CERTIFICATE`."""
+    ca = hospital.folder / "ca.pem"
+    tls, plain = hospital.issue("node"), ca.read_bytes()
+    ca.write_bytes(trusted(plain))
+    renewed = Renewed(tls)
+    before = renewed.context()
+    ca.write_bytes(trusted(plain) + b"\n")
+    with capture_logs() as said:
+        assert renewed.context() is not before
+    assert [entry["event"] for entry in said] == ["certificates renewed", "when certificates end is not known"]
+
+
+def trusted(certificate: bytes) -> bytes:
+    how = ["openssl", "x509", "-trustout"]
+    return subprocess.run(how, input=certificate, capture_output=True, check=True).stdout
 
 
 def test_files_that_do_not_fit_together_leave_the_old_certificate_in_use(hospital: Authority):
