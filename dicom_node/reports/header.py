@@ -65,6 +65,8 @@ def safe_header(source: Dataset) -> Dataset:
     header.PatientSex = sex if sex in ("M", "F", "O") else ""
     if header.get("PatientIdentityRemoved") == "YES" and not header.get("DeidentificationMethodCodeSequence"):
         header.DeidentificationMethod = header.get("DeidentificationMethod") or "not stated by the source"
+    if zone_of(header) is None:
+        header.pop("TimezoneOffsetFromUTC", None)
     _repair(header)
     return header
 

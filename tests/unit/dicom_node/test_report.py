@@ -136,6 +136,14 @@ def test_missing_type_2_attributes_do_not_cost_the_report(keyword: str):
     assert keyword in a_report(images)
 
 
+@pytest.mark.parametrize("offset", ["+01:00", "CET", "+2400"])
+def test_a_time_zone_that_is_none_is_not_told(offset: str):
+    """The report's times are in UTC then."""
+    images = a_series("torso", 10, name="no zone")
+    images[0].TimezoneOffsetFromUTC = offset
+    assert "TimezoneOffsetFromUTC" not in a_report(images)
+
+
 def test_issuer_and_time_zone_come_through():
     images = a_series("torso", 10, name="issuer")
     images[0].IssuerOfPatientID, images[0].TimezoneOffsetFromUTC = "HOSPITAL", "+0100"
