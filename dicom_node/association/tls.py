@@ -163,7 +163,7 @@ class Renewed:
             log.error("certificates not renewed; the old ones stay in use", reason=str(error))
 
     def _doubt(self) -> None:
-        """Say it where one of them is over, or soon will be; OpenSSL, which has taken them, reads more forms than we."""
+        """Say it where one of them is over, or soon will be. OpenSSL reads more forms of them than we do."""
         try:
             for doubt in filter(None, (one.doubt(time.time()) for one in held(self._tls))):
                 log.error("certificates need a person", reason=doubt)

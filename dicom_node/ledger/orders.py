@@ -139,11 +139,12 @@ class Orders:
         return len(moved)
 
     def _owe_instead(self, connection: Connection, owed: Sequence[tuple[str, str]], to: str, told: str) -> None:
-        """Owe these (report UID, study UID) to a destination; what was redirected from it once comes back to it."""
+        """Owe these (report UID, study UID) to a destination, whatever a person has said of them before."""
         if not owed:
             return
         here = and_(delivery.c.report_uid == bindparam("uid"), delivery.c.destination == to)
-        back = update(delivery).where(here, delivery.c.state == Delivery.REDIRECTED)
+        spared = or_(delivery.c.state == Delivery.REDIRECTED, delivery.c.state == Delivery.DISMISSED)
+        back = update(delivery).where(here, spared)
         again = back.values(**_ANEW, detail=told, fence=delivery.c.fence + 1)
         connection.execute(again, [{"uid": uid} for uid, _ in owed])  # before the studies: see `retry_all`
         lock_studies(connection, (study_uid for _, study_uid in owed))

@@ -69,6 +69,16 @@ def test_what_failed_is_too_and_its_study_no_longer_laid_aside(ledger: Ledger) -
     assert (state(ledger), reason(ledger)) == (State.QUARANTINED, "delivery to archive failed: 0xC000")
 
 
+def test_what_the_other_needed_not_get_while_this_one_was_to_get_it_is_owed_to_it(ledger: Ledger) -> None:
+    reported(ledger, "pacs", "archive")
+    answered(ledger, "archive", Delivery.FAILED)
+    assert ledger.deliveries.dismiss(WORD, to="archive") == 1
+    answered(ledger, "pacs", Delivery.FAILED)
+    assert ledger.orders.redirect(MOVE) == 1
+    assert delivered(ledger) == {"pacs": Delivery.REDIRECTED, "archive": Delivery.WAITING}
+    assert state(ledger) == State.REPORTED
+
+
 def test_each_report_is_owed_once(ledger: Ledger) -> None:
     reported(ledger, "pacs", "archive")
     answered(ledger, "pacs", Delivery.FAILED)
