@@ -34,6 +34,7 @@ from dicom_node.spool import Spool
 from dicom_node.study import Instance, Kind, NotLabelled, Remark, RemarkKind, WrittenReport
 from dicom_node.uids import derived, sheet_uid
 from labeler.dicom import instance_number
+from labeler.errors import is_the_systems
 from labeler.prompts import Modality
 from labeler.slices import Source
 from labeler.sr import ReportedLabels, in_order, read_report
@@ -267,9 +268,9 @@ def _heard(settings: Settings, ledger: Ledger, instance: Instance) -> list[NotLa
         remark = hear(data_set, _reports_of(ledger), vocabulary())
         successor = _successor(ledger, instance, remark, data_set) if remark else None
         holds = successor is not None and _can_hold(ledger, successor, data_set)
-    except SQLAlchemyError:
-        raise
     except Exception as error:  # whatever a hostile document makes the parser raise is the document's own
+        if isinstance(error, SQLAlchemyError) or is_the_systems(error):
+            raise
         return left_out("document cannot be read", where(error))
     if remark is None:
         return left_out("no image, and no remark on a report of ours", str(data_set.get("Modality", "")))

@@ -158,6 +158,8 @@ class Deliverer:
 
     def _lost(self, due: DueDelivery) -> NotYet | NotTaken | Quarantine:
         """What follows when the file is gone: a report is made again where all its images are here; a note is not."""
+        if not due.path.parent.is_dir():
+            return NotYet(f"{due.path.parent} is away")
         if due.kind == Kind.REJECTION:
             remedy = f"in {due.destination}, hide by hand what `dicom-node status {due.study_uid}` calls superseded"
             return NotTaken(f"{due.path} was lost; {remedy}")

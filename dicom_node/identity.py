@@ -10,42 +10,51 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pydicom.dataset import Dataset
-
 from dicom_node.peek import peek
+from labeler.errors import is_the_systems
 
 #: Attributes that one person has once (PS3.3 C.7.1.1); an empty one contradicts nothing.
 _ONCE = ("PatientName", "PatientBirthDate", "PatientSex")
 
 
 def identity_of(path: Path) -> dict[str, str]:
-    """What a file says of its patient, in a form that ignores how it is written; empty for a file beyond reading."""
-    try:
-        header = peek(path, ["SpecificCharacterSet", *_ONCE])
-        return {keyword: _plain(header, keyword) for keyword in _ONCE}
-    except Exception:  # whatever a hostile file makes the parser raise: the labeler names it, here it says nothing
-        return {}
+    """What a file says of its patient, in a form that ignores how it is written; empty for one gone or beyond reading.
+
+    Raises:
+        OSError: the disk does not give it to us now.
+    """
+    return {keyword: _plain(value) for keyword, value in _said(path, _ONCE).items()}
 
 
 def is_one_patient(paths: Iterable[Path]) -> bool:
     """Do files whose patients have different keys name one patient all the same?
 
     Consoles leave the issuer out of what they derive; that names nobody else. Another issuer does, and another ID.
+    What cannot be read is not vouched for.
+
+    Raises:
+        OSError: the disk does not give one of them to us now.
     """
-    try:
-        headers = [peek(path, ["SpecificCharacterSet", "PatientID", "IssuerOfPatientID"]) for path in paths]
-    except Exception:  # likewise: what cannot be read is not vouched for
-        return False
-    ids, issuers = (
-        {str(header.get(keyword) or "").strip() for header in headers} for keyword in ("PatientID", "IssuerOfPatientID")
-    )
+    named = ("PatientID", "IssuerOfPatientID")
+    said = [_said(path, named) for path in paths]
+    ids, issuers = ({one.get(keyword, "") for one in said} for keyword in named)
     return len(ids) == 1 and "" not in ids and len(issuers - {""}) <= 1
 
 
-def _plain(header: Dataset, keyword: str) -> str:
+def _said(path: Path, keywords: Iterable[str]) -> dict[str, str]:
+    """These attributes of a file; none of one that is gone or beyond reading, of which the labeler says why."""
+    try:
+        header = peek(path, ["SpecificCharacterSet", *keywords])
+        return {keyword: str(header.get(keyword) or "").strip() for keyword in keywords}
+    except Exception as error:  # whatever a hostile file makes the parser raise
+        if is_the_systems(error) and not isinstance(error, FileNotFoundError):
+            raise
+        return {}
+
+
+def _plain(value: str) -> str:
     """Letters and digits of the first component group: `DOE^JOHN` is `Doe, John`."""
-    value = str(header.get(keyword) or "").split("=")[0]
-    return " ".join(sorted(re.findall(r"\w+", value.casefold())))
+    return " ".join(sorted(re.findall(r"\w+", value.split("=")[0].casefold())))
 
 
 def disagreements(by_series: Mapping[str, Iterable[dict[str, str]]]) -> Iterator[str]:

@@ -12,7 +12,6 @@ import structlog
 from pydicom.dataset import Dataset
 
 from dicom_node.corrections import draw_lost_sheet, has_last_word, predecessors_among, rejections_beside, words_on
-from dicom_node.errors import OutOfResources
 from dicom_node.ledger import Ledger
 from dicom_node.peek import peek
 from dicom_node.reading import Reader, remembered
@@ -24,7 +23,7 @@ from dicom_node.reports.summary import summary_of
 from dicom_node.reports.word import Word, upheld
 from dicom_node.settings import Settings
 from dicom_node.spool import Spool
-from dicom_node.study import FILES_GONE, Absent, Instance, Kind, NotLabelled, WrittenReport
+from dicom_node.study import FILES_GONE, Instance, Kind, NotLabelled, WrittenReport
 from dicom_node.uids import content_of, report_uid, sheet_uid
 from labeler.dicom import Read, series_of
 from labeler.vocabulary import vocabulary
@@ -55,7 +54,6 @@ class Labelling:
         if known := self.known_of(instances):
             return known, []
         series_uid, content = instances[0].series_uid, _content(instances)
-        instances = self._looked_for(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances)
         people = self._people(instances)
@@ -99,18 +97,6 @@ class Labelling:
         yield report
         yield from self._sheet(report, built, answer, pictures, context)
         yield from rejections
-
-    def _looked_for(self, instances: Sequence[Instance]) -> Sequence[Instance]:
-        """The same; files that others took since the receiver started are marked as missing.
-
-        Raises:
-            OutOfResources: it is the spool that is gone.
-        """
-        gone = [str(i.path) for i in instances if not i.absent and not i.path.exists()]
-        if gone and not self.spool.incoming.is_dir():
-            raise OutOfResources(f"{self.spool.images} is away")
-        self.ledger.holdings.mark_missing(gone)
-        return [replace(i, absent=Absent.MISSING) if str(i.path) in gone else i for i in instances]
 
     def report_uid(self, instances: Sequence[Instance]) -> str:
         return self._uid_with(instances, self._people(instances))

@@ -11,16 +11,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dicom_node.corrections import (
-    listen,
-)
+from dicom_node.corrections import listen
 from dicom_node.errors import HandedBack, OutOfResources, Quarantine, Superseded
 from dicom_node.identity import disagreements, identity_of, is_one_patient
 from dicom_node.labelling import Labelling, by_path
@@ -35,6 +34,7 @@ from dicom_node.settings import Settings
 from dicom_node.spool import Spool
 from dicom_node.study import (
     OUR_FAULT,
+    Absent,
     Instance,
     Lease,
     NotLabelled,
@@ -182,7 +182,7 @@ class Pipeline:
         return state
 
     def _failed(self, lease: Lease, error: Exception) -> State:
-        if isinstance(error, (OutOfResources, SQLAlchemyError, BundleError)):
+        if isinstance(error, (OutOfResources, SQLAlchemyError, BundleError)) or is_the_systems(error):
             return self._hindered(lease, error)
         told = str(error) if isinstance(error, LabelerError) else where(error)
         told = f"{OUR_FAULT} ({told})" if _is_ours(error) else told
@@ -209,9 +209,9 @@ class Pipeline:
                 f"`dicom-node retry {lease.study_uid}`"
             )
         instances = self.ledger.instances(lease.study_uid)
-        taken = [instance for instance in instances if not instance.conflict]
+        taken = self._looked_for([instance for instance in instances if not instance.conflict])
         images, notes = listen(self.settings, self.ledger, taken)
-        patients = {instance.patient_key: instance.path for instance in images}
+        patients = self._patients(lease.study_uid, images)
         if len(patients) > 1 and not is_one_patient(patients.values()):
             raise Quarantine(
                 f"images of different patients carry this Study Instance UID, nothing is labelled; {_REMEDY}"
@@ -226,6 +226,26 @@ class Pipeline:
         names = [peer.name for peer in self.settings.receivers_of_reports]
         sheets_to, rejections_to = self.settings.receivers_of_sheets, self.settings.receivers_of_rejections
         return self.ledger.settle(lease, written, notes, names, instances[-1].peer, sheets_to, rejections_to)
+
+    def _looked_for(self, instances: Sequence[Instance]) -> list[Instance]:
+        """The same; files that others took since the receiver started are marked as missing.
+
+        Raises:
+            OutOfResources: it is the spool that is gone.
+        """
+        gone = {str(i.path) for i in instances if not i.absent and not i.path.exists()}
+        if gone and not self.spool.incoming.is_dir():
+            raise OutOfResources(f"{self.spool.images} is away")
+        self.ledger.holdings.mark_missing(gone)
+        return [replace(i, absent=Absent.MISSING) if str(i.path) in gone else i for i in instances]
+
+    def _patients(self, study_uid: str, images: Iterable[Instance]) -> dict[str, Path]:
+        """For each patient's key a file that names the patient: an image or, where all are gone, the report on some."""
+        reports = {one.source_series_uid: one.path for one in reversed(self.ledger.issued.of_study(study_uid))}
+        return {
+            instance.patient_key: reports.get(instance.series_uid, instance.path) if instance.absent else instance.path
+            for instance in sorted(images, key=lambda one: not one.absent)
+        }
 
     def _one_by_one(
         self, lease: Lease, by_series: Iterable[Sequence[Instance]], may_go_on: Callable[[], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 from pydicom.uid import BasicTextSRStorage
 
+from dicom_node import corrections
 from dicom_node.corrections import _revised, amend, export
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.corrections import shown
@@ -47,6 +49,33 @@ def test_a_correction_supersedes_is_valid_and_goes_out(bench: Bench, archive: Ar
     assert f"removed {label}" in told([shown(bench.ledger.remarks())])
     assert f"current, verified by {WHO.name}" in told(story(bench.ledger, study))
     assert label not in json.loads(bench.ledger.issued.of_study(study)[-1].summary)["organs"]
+
+
+def test_a_disk_that_is_away_loses_no_correction(bench: Bench, study: str) -> None:
+    """It cannot be made again: it waits for the disk."""
+    written = corrected(bench, study, Change(a_label_of(bench, study), False))
+    elsewhere = bench.spool.reports.rename(bench.spool.reports.with_name("elsewhere"))
+    assert bench.deliver(study) == [None, Delivery.WAITING]
+    elsewhere.rename(bench.spool.reports)
+    bench.clock.now += 600
+    assert bench.deliverer.deliver(written.sop_instance_uid, "pacs") == Delivery.SENT
+
+
+def test_a_remark_that_the_disk_does_not_give_is_heard_later(
+    bench: Bench, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispute = a_dispute(dcmread(the_report(bench, study).path), "no", codes.DCM.QualityIssue)
+
+    def away(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(corrections, "hear", away)
+        assert heard(bench, study, dispute) == State.QUEUED
+    bench.clock.now += 600
+    bench.label(study)
+    assert [said.kind for said, _ in bench.ledger.remarks(study)] == [RemarkKind.DISPUTE]
+    assert bench.reasons() == {}
 
 
 def test_only_the_newest_report_can_be_amended(bench: Bench, study: str) -> None:

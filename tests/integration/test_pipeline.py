@@ -31,7 +31,6 @@ from tests.parts import LABELER, Bench, told
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
 from tests.unit.dicom_node.test_spool import bytes_of
 
-
 #: Request Attributes Sequence (0040,0275), which stands behind all that the receiver reads.
 OPEN_SEQUENCE = bytes.fromhex("40007502")
 
@@ -253,6 +252,39 @@ def test_an_issuer_that_is_left_out_is_no_second_patient(bench: Bench, issuers: 
     for image, issuer in zip(images, issuers * 2, strict=True):
         image.IssuerOfPatientID = issuer
     assert bench.label(bench.take(images)) == state
+
+
+def test_a_spool_that_is_away_names_no_second_patient(bench: Bench) -> None:
+    uid = bench.take(of_issuers("", "HOSPITAL"))
+    elsewhere = bench.spool.images.with_name("elsewhere")
+    bench.spool.images.rename(elsewhere)
+    assert bench.label(uid) == State.QUEUED
+    elsewhere.rename(bench.spool.images)
+    bench.clock.now += 60
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+
+
+@pytest.mark.parametrize(("issuer", "state"), [("", State.REPORTED), ("B", State.QUARANTINED)])
+def test_where_a_patients_images_are_purged_the_reports_on_them_name_the_patient(
+    bench: Bench, issuer: str, state: State
+) -> None:
+    uid = bench.take(of_issuers("A"))
+    bench.label(uid)
+    assert bench.deliver_all() == [Delivery.SENT]
+    bench.clock.now += 1
+    assert bench.ledger.holdings.purge(uid, bench.clock.now, False, bench.spool.remove)
+    late = of_issuers(issuer, name="late")
+    bench.take(changed(late, lambda image: setattr(image, "StudyInstanceUID", uid)))
+    bench.clock.now += 60
+    assert bench.label(uid) == state
+
+
+def of_issuers(*issuers: str, name: str = "issued") -> list[Dataset]:
+    """Images of one patient, by whom these have issued a Patient ID in turn."""
+    images = a_series("leg", 4, name=name)
+    for image, issuer in zip(images, issuers * 4, strict=False):
+        image.IssuerOfPatientID, image.PatientID, image.PatientName = issuer, "1", "Doe^Jane"
+    return images
 
 
 def test_a_labeler_that_fails_is_tried_again_and_then_laid_aside(bench: Bench) -> None:

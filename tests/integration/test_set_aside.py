@@ -109,7 +109,7 @@ def test_where_no_series_has_a_report_the_study_is_laid_aside(bench: Bench, monk
 @pytest.mark.parametrize(
     ("error", "state"),
     [
-        (OSError(28, "No space left on device"), State.QUARANTINED),
+        (OSError(28, "No space left on device"), State.QUEUED),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), State.QUARANTINED),
         (MemoryError(), State.QUARANTINED),
         (OutOfResources("the spool is away"), State.QUEUED),
