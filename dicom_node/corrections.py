@@ -153,17 +153,19 @@ def rejections_beside(
 ) -> list[WrittenReport]:
     """The notes on the reports that a new one supersedes and on the sheets to them, written where somebody gets notes.
 
-    None on what we did not send: a person's report came from PACS, and whoever stored it there answers for it. Of two
+    None on what we did not write: a person's report came from PACS, and whoever stored it there answers for it. Of two
     successors that are written at once one is entered; so each has files of its own.
     """
     if not settings.receivers_of_rejections:
         return []
+
+    def is_ours(uid: str) -> bool:
+        return ledger.deliveries.has(uid) or ledger.instance(uid) is None
+
     named = list(predecessors_of(successor))
     earlier = [ledger.issued.report(uid) for uid in named] + [ledger.issued.sheet(sheet_uid(uid)) for uid in named]
     rejected = [
-        dcmread(item.path)
-        for item in earlier
-        if item and ledger.deliveries.has(item.sop_instance_uid) and item.path.exists()
+        dcmread(item.path) for item in earlier if item and is_ours(item.sop_instance_uid) and item.path.exists()
     ]
     notes = [passed_rejection(rejection_of(one, successor), one) for one in rejected]
     return [

@@ -9,9 +9,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from dicom_node.corrections import draw_lost_sheet, has_last_word, predecessors_among, rejections_beside, words_on
+from dicom_node.corrections import (
+    draw_lost_sheet,
+    has_last_word,
+    predecessors_among,
+    rejections_beside,
+    sheet_beside,
+    words_on,
+)
 from dicom_node.ledger import Ledger
 from dicom_node.peek import peek
 from dicom_node.reading import Reader, remembered
@@ -52,7 +60,7 @@ class Labelling:
         """Label one series; its report and sheet (the existing ones when nothing has changed) and what was left out."""
         draw_lost_sheet(self.settings, self.ledger, self.spool, instances[0].study_uid, instances[0].series_uid)
         if known := self.known_of(instances):
-            return known, []
+            return known + self._unsent_correction(instances), []
         series_uid, content = instances[0].series_uid, _content(instances)
         if any(instance.absent for instance in instances):
             return self._half(instances)
@@ -97,6 +105,16 @@ class Labelling:
         yield report
         yield from self._sheet(report, built, answer, pictures, context)
         yield from rejections
+
+    def _unsent_correction(self, instances: Sequence[Instance]) -> list[WrittenReport]:
+        """A person's last word on these images, with its sheet and notes, said here when nobody was to get reports."""
+        current = self.ledger.issued.current(instances[0].study_uid, instances[0].series_uid)
+        if current is None or not self._has_last_word(instances) or not current.path.exists():
+            return []
+        if self.ledger.deliveries.has(current.sop_instance_uid) or self.ledger.instance(current.sop_instance_uid):
+            return []  # it is on its way, or came from PACS
+        notes = rejections_beside(self.settings, self.ledger, self.spool, current, dcmread(current.path))
+        return [current, *sheet_beside(self.settings, self.ledger, self.spool, current), *notes]
 
     def report_uid(self, instances: Sequence[Instance]) -> str:
         return self._uid_with(instances, self._people(instances))

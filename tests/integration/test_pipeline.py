@@ -20,6 +20,7 @@ from dicom_node.demo.archive import Archive
 from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
 from dicom_node.desk.status import overview, story
 from dicom_node.model import Model
+from dicom_node.reports.amend import Change
 from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
 from dicom_node.watch import watch
 from labeler.errors import BundleMissing
@@ -28,6 +29,7 @@ from labeler.slices import Skip
 from tests.factories import a_series, changed
 from tests.integration.test_completeness import Silent
 from tests.parts import LABELER, Bench, told
+from tests.remarks import IMAGES, a_label_of, corrected
 from tests.support import errors_of_dciodvfy, errors_of_dsrdump, free_port
 from tests.unit.dicom_node.test_spool import bytes_of
 
@@ -147,6 +149,26 @@ def test_reports_of_a_time_without_a_destination_go_when_there_is_one(bench: Ben
     assert (row.state, len(bench.ledger.issued.of_study(uid))) == (State.SENT, 1)
     watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, ended)
     assert bench.pipeline.label_study(uid) is None
+
+
+def test_a_correction_of_a_time_without_a_destination_goes_with_the_report_that_it_corrects(
+    bench: Bench, archive: Archive
+) -> None:
+    usual = bench.settings
+    bench.settings = bench.pipeline.settings = usual.model_copy(update={"destinations": ()})
+    uid = bench.take(a_series("torso", IMAGES, name="nobody yet"))
+    assert bench.label(uid) == State.REPORTED
+    bench.clock.now += 1
+    written = corrected(bench, uid, Change(a_label_of(bench, uid), False))
+    assert bench.deliver_all() == []
+    bench.settings = bench.pipeline.settings = usual
+    assert bench.ledger.orders.take_up_unowed() == 1
+    assert bench.pipeline.label_study(uid) == State.REPORTED
+    assert bench.deliver_all() == [Delivery.SENT] * 2
+    assert written.sop_instance_uid in {str(report.SOPInstanceUID) for report in archive.reports()}
+    current = bench.ledger.issued.current(uid, written.source_series_uid)
+    assert current is not None
+    assert current.sop_instance_uid == written.sop_instance_uid
 
 
 @pytest.mark.parametrize("trouble", [BundleMissing("nobody: no such folder"), RuntimeError("CUDA out of memory")])
