@@ -276,7 +276,7 @@ def _of_body_part(source: Dataset, stations: tuple[str, ...], words: Vocabulary)
     """
     written = source.get("BodyPartExamined") or ""
     text = ("\\".join(written) if isinstance(written, MultiValue) else str(written)).upper()
-    claimed = "".join(text.split()).replace("_", "")
+    claimed = re.sub(r"[\s_-]", "", text)
     region = words.region(stations) if stations else None
     implied = region.body_part_examined if region else "\\".join(words[s].body_part_examined for s in stations)
     if not stations:
