@@ -102,14 +102,13 @@ def _patience(bell: Bell, queue: str, settings: Settings) -> float:
 def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: threading.Event) -> None:
     """Sweep until told to stop; a ledger that is away is waited for."""
     log.info("watching", every=settings.sweep_seconds)
-    if settings.receivers_of_reports and (unowed := ledger.orders.take_up_unowed()):
-        log.info("reports of a time without a destination are owed now", studies=unowed)
     planes, signs = Planes(settings.home, settings.planes_mib << 20), Signs(ledger, "watch", settings.sign_seconds)
     now = ledger.clock()
-    steady = Steady(now, time.monotonic(), now - DOUBT + _FIRST)
+    steady, taken_up = Steady(now, time.monotonic(), now - DOUBT + _FIRST), False
 
     def look() -> None:
-        nonlocal steady
+        nonlocal steady, taken_up
+        taken_up = taken_up or _took_up(settings, ledger)
         before, steady = steady, steady.look(ledger.clock(), time.monotonic())
         if steady.since != before.since:
             log.error("the clock was set; silence counts from now on, nothing is purged for its age for a day")
@@ -127,6 +126,13 @@ def watch(settings: Settings, ledger: Ledger, bell: Bell, spool: Spool, stop: th
     signs.leave()
     for thread in beside:
         thread.join(1.0)
+
+
+def _took_up(settings: Settings, ledger: Ledger) -> bool:
+    """What was reported when nobody was to get reports is owed to who gets them now; always True."""
+    if settings.receivers_of_reports and (unowed := ledger.orders.take_up_unowed()):
+        log.info("reports of a time without a destination are owed now", studies=unowed)
+    return True
 
 
 def _repeat(

@@ -15,6 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, BasicTextSRStorage, Comprehensive3DSRStorage, CTImageStorage
 from pynetdicom import AE, evt
+from sqlalchemy.exc import OperationalError
 
 from dicom_node.demo.archive import Archive
 from dicom_node.desk.discrepancies import compared, counted, listed, write_csv
@@ -135,19 +136,37 @@ def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
     assert bench.pipeline.label_study(uid) == State.REPORTED
 
 
-def test_reports_of_a_time_without_a_destination_go_when_there_is_one(bench: Bench) -> None:
+def watched(bench: Bench, monkeypatch: pytest.MonkeyPatch, away: int = 0) -> None:
+    """A watcher starts, whose ledger is away so many times, and ends after its first look at all."""
+    orders, ended, tries = bench.ledger.orders, threading.Event(), iter(range(away))
+    take_up = orders.take_up_unowed
+
+    def taken_up() -> int:
+        if next(tries, None) is not None:
+            raise OperationalError("", None, Exception("the database is locked"))
+        ended.set()
+        return take_up()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders, "take_up_unowed", taken_up)
+        hurried = bench.settings.model_copy(update={"sweep_seconds": 0.01})
+        watch(hurried, bench.ledger, Silent(Celery()), bench.spool, ended)
+
+
+def test_reports_of_a_time_without_a_destination_go_when_there_is_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench.pipeline.settings = bench.settings.model_copy(update={"destinations": ()})
-    uid, ended = bench.take(a_series("leg", 3, name="nobody")), threading.Event()
-    ended.set()
+    uid = bench.take(a_series("leg", 3, name="nobody"))
     assert bench.label(uid) == State.REPORTED
     bench.pipeline.settings = bench.settings
-    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, ended)
+    watched(bench, monkeypatch, away=2)
     assert bench.pipeline.label_study(uid) == State.REPORTED
     assert bench.deliver_all() == [Delivery.SENT]
     row = bench.ledger.study(uid)
     assert row is not None
     assert (row.state, len(bench.ledger.issued.of_study(uid))) == (State.SENT, 1)
-    watch(bench.settings, bench.ledger, Silent(Celery()), bench.spool, ended)
+    watched(bench, monkeypatch)
     assert bench.pipeline.label_study(uid) is None
 
 
