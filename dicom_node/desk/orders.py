@@ -125,7 +125,7 @@ def what_follows(settings: Settings, study: str = "") -> str:
 def why_not_retried(study: str, row: StudyRow | None) -> str:
     if row is None:
         return f"{study}: never received here; see `dicom-node status`"
-    if row.reason.startswith(UNSENT):
+    if UNSENT in row.reason:  # behind why it was purged before its time, where it was
         return (
             f"{study}: is {row.state}, {row.reason}. To deliver it after all: `dicom-node deliveries retry REPORT`, or "
             f"to another peer `dicom-node deliveries redirect --from OLD --to NEW --dismissed [REPORT]`; "

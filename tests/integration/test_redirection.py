@@ -138,11 +138,14 @@ def test_of_a_study_whose_every_delivery_was_dismissed_it_is_told_and_taken_back
     assert (state(ledger), reason(ledger)) == (State.SENT, "")
 
 
-def test_so_is_a_purged_one(ledger: Ledger) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_so_is_a_purged_one(ledger: Ledger, early: bool) -> None:
     reported(ledger, "pacs")
     ledger.deliveries.dismiss(WORD, "pacs", waiting=True)
-    assert ledger.holdings.purge("1.2", 10_000.0, False, lambda paths: None) is not None
-    assert "is purged, nothing of it was delivered" in why_not_retried("1.2", ledger.study("1.2"))
+    assert ledger.holdings.purge("1.2", 10_000.0, early, lambda paths: None) is not None
+    said = why_not_retried("1.2", ledger.study("1.2"))
+    assert "nothing of it was delivered" in said
+    assert "deliveries redirect --from OLD --to NEW --dismissed" in said
     assert ledger.orders.redirect(MOVE, dismissed=True) == 1
     assert state(ledger) == State.REPORTED
 
