@@ -86,6 +86,9 @@ class Reception:
             url = self._intake.ledger.engine.url.render_as_string()
             log.error("the ledger failed", ledger=url, reason=str(error.args[0]))
             return Answer(OutOfResources.status, "the node's ledger does not answer; send it again later")
+        except OSError as error:  # the disk, when it is asked whether what was sent again is still there
+            failed = OutOfResources(f"{self._intake.spool.images}: {error.strerror or error}")
+            return Answer(self._refused_with(failed), failed.comment)
         finally:
             self.abandon()
 

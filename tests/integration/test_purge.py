@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import threading
@@ -533,6 +534,25 @@ def test_an_image_that_a_purge_takes_while_it_is_sent_again_is_not_acknowledged(
     assert state_of(bench, study) == State.PURGED
     assert pushed(bench, image) == SUCCESS
     assert [i.path.exists() for i in bench.ledger.instances(study)] == [True]
+
+
+@pytest.mark.parametrize("purged", [False, True])
+def test_a_disk_that_fails_while_an_image_is_sent_again_is_answered_with_out_of_resources(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, purged: bool
+) -> None:
+    (image,) = images = a_series("leg", 1, name="stale")
+    sent(bench, images)
+    if purged:
+        later(bench, 31)
+        assert purger(bench).purge() == 1
+
+    def stale(_: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", stale)
+        assert pushed(bench, image) == OutOfResources.status
+    assert pushed(bench, image) == SUCCESS
 
 
 def pushed(bench: Bench, image: Dataset) -> int:
