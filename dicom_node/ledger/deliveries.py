@@ -1,7 +1,7 @@
 """What is owed to whom: reports and sheets to archives, answers about storage commitment to scanners.
 
 Part of the ledger (`Ledger.deliveries`), and as strict: each change of state is one conditional UPDATE, and a lease
-carries a fence, so that an attempt that was overtaken leaves no trace.
+carries a fence, so that an attempt that was overtaken leaves no trace, but for what it learnt of its destination.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import Row, and_, false, func, literal, or_, select, true, updat
 from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.destinations import Destinations
-from dicom_node.ledger.schema import Prose, Store, delivery, lock_study, report, study
+from dicom_node.ledger.schema import Prose, Store, delivery, in_turn, lock_study, report, study
 from dicom_node.study import (
     DONE,
     OPEN,
@@ -56,7 +56,7 @@ class Deliveries:
         """Failed deliveries wait again, and their studies with them; how many these are."""
         failed = and_(condition, delivery.c.state.in_(given_up))
         again = {"state": Delivery.WAITING, "attempts": 0, "stumbles": 0, "next_at": 0.0, "rung_at": 0.0}
-        changed = update(delivery).where(failed).values(again).returning(delivery.c.study_uid)
+        changed = update(delivery).where(in_turn(failed)).values(again).returning(delivery.c.study_uid)
         studies = list(connection.execute(changed).scalars())
         lock_studies(connection, studies)
         done = study.c.state.in_([State.SENT, State.PURGED]) if Delivery.DISMISSED in given_up else false()
@@ -73,10 +73,10 @@ class Deliveries:
         given_up = [Delivery.FAILED] if report_uid is None else [Delivery.FAILED, Delivery.DISMISSED]
         waiting = and_(wanted, delivery.c.state == Delivery.WAITING)
         with self.store.engine.begin() as connection:
-            due = connection.execute(update(delivery).where(waiting).values(next_at=0.0, rung_at=0.0)).rowcount
-            due += self.retry(connection, wanted, given_up)  # after it: who has an answer locks its delivery first
             self.destinations.wake(connection, to)
-        return due
+            due = connection.execute(update(delivery).where(in_turn(waiting)).values(next_at=0.0, rung_at=0.0)).rowcount
+        with self.store.engine.begin() as connection:
+            return due + self.retry(connection, wanted, given_up)
 
     def dismiss(
         self, word: Dismissal, to: str | None = None, report_uid: str | None = None, waiting: bool = False
@@ -93,7 +93,7 @@ class Deliveries:
         told = literal(f"{word.told(self.store.clock())}; the answer was: ", Prose()) + delivery.c.detail
         values = {"state": Delivery.DISMISSED, "detail": told}
         with self.store.engine.begin() as connection:
-            dismissed = update(delivery).where(failed).values(values).returning(delivery.c.study_uid)
+            dismissed = update(delivery).where(in_turn(failed)).values(values).returning(delivery.c.study_uid)
             studies = list(connection.execute(dismissed).scalars())
             lock_studies(connection, studies)
             for study_uid in sorted(set(studies)):
@@ -236,12 +236,12 @@ class Deliveries:
             "stumbles": delivery.c.stumbles + int(stumbled),
         }
         with self.store.engine.begin() as connection:
+            if state in (Delivery.SENT, Delivery.AWAITED):
+                self.destinations.stored(connection, due.destination)
+            elif rest is not None:
+                self.destinations.failed(connection, due.destination, detail, rest)
             if connection.execute(update(delivery).where(key).values(values)).rowcount == 1:
                 conclude(connection, due.study_uid)
-                if state in (Delivery.SENT, Delivery.AWAITED):
-                    self.destinations.stored(connection, due.destination)
-                elif rest is not None:
-                    self.destinations.failed(connection, due.destination, detail, rest)
 
     # -- storage commitment ------------------------------------------------------------------------------------------
 
@@ -279,7 +279,8 @@ class Deliveries:
             delivery.c.state == Delivery.AWAITED,
         )
         with self.store.engine.begin() as connection:
-            rows = connection.execute(select(delivery).where(asked)).all() if transaction_uid else []
+            theirs = select(delivery).where(asked).order_by(delivery.c.report_uid).with_for_update()
+            rows = connection.execute(theirs).all() if transaction_uid else []
             answered = [row for row in rows if row.sent_uid in committed or row.sent_uid in failed]
             for row in answered:
                 if row.sent_uid in committed:

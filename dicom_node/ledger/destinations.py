@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, and_, func, select, true, update
 from sqlalchemy.engine import Connection
 
-from dicom_node.ledger.schema import Store, delivery, destination
+from dicom_node.ledger.schema import Store, delivery, destination, in_turn
 from dicom_node.study import Delivery
 
 
@@ -54,7 +54,7 @@ class Destinations:
         connection.execute(update(destination).where(ailing).values(failures=0, rests_until=0.0, detail=""))
         if rested:
             waiting = and_(delivery.c.destination == name, delivery.c.state == Delivery.WAITING)
-            connection.execute(update(delivery).where(waiting).values(next_at=0.0, rung_at=0.0))
+            connection.execute(update(delivery).where(in_turn(waiting)).values(next_at=0.0, rung_at=0.0))
 
     def failed(self, connection: Connection, name: str, reason: str, rest: Callable[[int], float]) -> None:
         """It could not be reached, or told us to come again.

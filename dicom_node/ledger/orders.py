@@ -13,7 +13,7 @@ from sqlalchemy import and_, bindparam, exists, literal, or_, select, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.ledger.deliveries import Deliveries, conclude, fitting, is_undelivered, lock_studies, reopen
-from dicom_node.ledger.schema import Prose, Store, delivery, not_labelled, report, study
+from dicom_node.ledger.schema import Prose, Store, delivery, in_turn, not_labelled, report, study
 from dicom_node.study import LEFT_SO, OUR_FAULT, Delivery, Dismissal, Kind, Redirection, State
 
 #: Stands beside states for studies that have reports, but not on a series which our code could not label.
@@ -129,9 +129,10 @@ class Orders:
         before, after = word.told(self.store.clock())
         told = literal(f"{before}; it was ", Prose()) + delivery.c.state + ": " + delivery.c.detail
         values = {"state": Delivery.REDIRECTED, "detail": told, "fence": delivery.c.fence + 1}
-        changed = update(delivery).where(owed).values(values).returning(delivery.c.report_uid, delivery.c.study_uid)
+        changed = update(delivery).where(in_turn(owed)).values(values)
         with self.store.engine.begin() as connection:
-            moved = [(row.report_uid, row.study_uid) for row in connection.execute(changed)]
+            rows = connection.execute(changed.returning(delivery.c.report_uid, delivery.c.study_uid))
+            moved = [(row.report_uid, row.study_uid) for row in rows]
             self._owe_instead(connection, moved + _newer(connection, word.origin, moved), word.to, after)
             for study_uid in sorted({study_uid for _, study_uid in moved}):
                 reopen(connection, study_uid, or_(is_undelivered(), study.c.state.in_([State.SENT, State.PURGED])))
@@ -146,7 +147,7 @@ class Orders:
         spared = or_(delivery.c.state == Delivery.REDIRECTED, delivery.c.state == Delivery.DISMISSED)
         back = update(delivery).where(here, spared)
         again = back.values(**_ANEW, detail=told, fence=delivery.c.fence + 1)
-        connection.execute(again, [{"uid": uid} for uid, _ in owed])  # before the studies: see `retry_all`
+        connection.execute(again, [{"uid": uid} for uid, _ in owed])
         lock_studies(connection, (study_uid for _, study_uid in owed))
         rows = [
             {"report_uid": uid, "destination": to, "study_uid": study_uid, "state": Delivery.WAITING, "detail": told}

@@ -32,7 +32,9 @@ from sqlalchemy import (
     create_engine,
     event,
     or_,
+    select,
     true,
+    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, make_url
@@ -320,8 +322,18 @@ def _postgresql(url: str, patience: int) -> Engine:
     return engine
 
 
+# Whoever changes rows of several kinds takes destinations first, then deliveries, then studies, in the order of their
+# keys: PostgreSQL ends two who wait for each other with an error. SQLite has one writer anyway.
+
+
+def in_turn(condition: Any) -> Any:
+    """Deliveries of this condition, for an UPDATE of many: whoever else works on one is waited for in the one order."""
+    key = delivery.c.report_uid, delivery.c.destination
+    return tuple_(*key).in_(select(*key).where(condition).order_by(*key).with_for_update())
+
+
 def lock_study(connection: Connection, study_uid: str) -> None:
-    """Wait for whoever else decides about this study, until the transaction ends; SQLite has one writer anyway."""
+    """Wait for whoever else decides about this study, until the transaction ends."""
     connection.execute(study.select().where(study.c.study_uid == study_uid).with_for_update())
 
 
@@ -353,13 +365,13 @@ class Store:
         Returns how many were moved.
         """
         furthest = (
-            (study.c.last_at, study.c.state == State.RECEIVING, 0.0),
-            (study.c.next_at, study.c.state == State.QUEUED, longest_pause),
-            (study.c.lease_until, study.c.state == State.LABELLING, lease_seconds),
+            (destination.c.rests_until, true(), longest_pause),
             (delivery.c.next_at, delivery.c.state == Delivery.WAITING, max(longest_pause, 300.0)),
             (delivery.c.next_at, delivery.c.state == Delivery.AWAITED, 86400.0),
             (delivery.c.lease_until, delivery.c.state.in_(OPEN), lease_seconds),
-            (destination.c.rests_until, true(), longest_pause),
+            (study.c.last_at, study.c.state == State.RECEIVING, 0.0),
+            (study.c.next_at, study.c.state == State.QUEUED, longest_pause),
+            (study.c.lease_until, study.c.state == State.LABELLING, lease_seconds),
         )
         with self.engine.begin() as connection:
             now = self.clock()  # no earlier: others write leases while we wait for our turn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,34 @@ def test_an_answer_about_commitment_takes_no_dismissal_back(ledger: Ledger) -> N
         answered.join(0.5)
     answered.join()
     assert ledger.deliveries.is_spared("9.1", "pacs")
+
+
+def attempt_and_order(url: str, number: int) -> list[str]:
+    """Attempts in some processes, orders in the others; what the database said against it."""
+    ledger, said = Ledger(url, SetClock()), []
+    for turn in range(40):
+        try:
+            if number % 2:
+                ledger.deliveries.retry_all(None if turn % 2 else "pacs")
+            elif due := ledger.deliveries.claim("pacs", 30, parallel=4):
+                outcome = (Delivery.WAITING, Delivery.FAILED, Delivery.AWAITED)[turn % 3]
+                ledger.deliveries.settle(due, outcome, "", rest=lambda _: 0.001)
+        except SQLAlchemyError as error:
+            said.append(str(error.args[0]))
+    ledger.engine.dispose()
+    return said
+
+
+def test_attempts_and_orders_in_several_processes_are_all_carried_out(ledger: Ledger, database: str) -> None:
+    for number in range(6):
+        study = f"1.{number + 10}"
+        ledger.add_instance(an_instance(1, study=study))
+        ledger.complete(ledger.receiving()[0], "quiet")
+        lease = ledger.claim(study, 30)
+        assert lease is not None
+        reports = [replace(a_report(f"9.{number}.{n}"), study_uid=study) for n in range(4)]
+        ledger.settle(lease, reports, [], ["pacs", "vna"], "ct1")
+    assert at_once(attempt_and_order, [(database, number) for number in range(4)]) == [[]] * 4
 
 
 def test_many_due_rows_are_rung_for_in_turn(ledger: Ledger, clock: SetClock) -> None:
