@@ -26,6 +26,8 @@ from dicom_node.study import Instance, State
 _TURN = 10.0
 #: Seconds after which a busy SQLite is asked again: at first, and at the latest.
 _LOOK_AGAIN, _AT_THE_LATEST = 0.0001, 0.005
+#: PostgreSQL: objects of one UID wait for each other here; two at once would not see that the other comes first.
+_ONE_BY_ONE = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
 class Arrivals:
@@ -47,6 +49,8 @@ class Arrivals:
         """
         values = _values(new)
         with self._transaction() as cursor:
+            if not self._is_sqlite:  # which has one writer anyway
+                cursor.execute(_ONE_BY_ONE, (new.sop_instance_uid,))
             entered = self._quick_entry.run(cursor, values).fetchone()
             if entered is None or entered[0]:
                 cursor.connection.rollback()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.errors import Superseded
 from dicom_node.ledger import Ledger, deliveries
+from dicom_node.ledger.arrivals import Prepared
 from dicom_node.ledger.schema import delivery
 from dicom_node.study import Absent, Delivery, State
 from tests.integration.conftest import SetClock
@@ -61,6 +62,26 @@ def test_receivers_in_several_processes_count_every_image_once(ledger: Ledger, d
     entered = at_once(push, [(database, 1, 41), (database, 21, 61), (database, 41, 81)])
     assert sum(entered) == 80
     assert sorted(row.instances for row in ledger.studies()) == [16] * 5
+
+
+def test_of_two_objects_that_come_under_one_uid_at_once_one_comes_first(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow, meeting = Prepared.run, threading.Barrier(2)
+
+    def entered_together(self: Prepared, *arguments: object) -> object:
+        """Where both may enter before either is done, they do."""
+        if "study" in self._sql.partition("(")[0]:
+            with suppress(threading.BrokenBarrierError):
+                meeting.wait(0.5)
+        return grow(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Prepared, "run", entered_together)
+    rivals = [an_instance(study=f"1.{n}", sop_instance_uid="3.1", digest=f"d{n}") for n in (1, 2)]
+    together(*(lambda image=image: ledger.add_instance(image) for image in rivals))  # type: ignore[misc]
+    came = [image for study in ("1.1", "1.2") for image in ledger.instances(study)]
+    assert sorted(image.conflict for image in came) == [False, True]
+    assert sorted(row.state for row in ledger.studies()) == [State.RECEIVING, State.UNLABELLED]
 
 
 def test_workers_in_several_processes_share_studies_out(ledger: Ledger, database: str) -> None:
