@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dicom_node.association.call import Caller
 from dicom_node.commitment import ask, tell
-from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Retry, Stumbled
+from dicom_node.errors import ConfigurationError, NodeError, NotTaken, NotYet, Quarantine, Replaced, Retry, Stumbled
 from dicom_node.leases import renewed
 from dicom_node.ledger import Ledger
 from dicom_node.logs import where
@@ -109,7 +109,8 @@ class Deliverer:
         return Delivery.WAITING
 
     def _given_up(self, due: DueDelivery, reason: NodeError) -> Delivery:
-        spared = due.kind in (Kind.SHEET, Kind.REJECTION) and isinstance(reason, NotTaken)
+        beside = due.kind in (Kind.SHEET, Kind.REJECTION)
+        spared = isinstance(reason, Replaced) or (beside and isinstance(reason, NotTaken))
         state = Delivery.LEFT_OUT if spared else Delivery.FAILED
         self.ledger.deliveries.settle(due, state, str(reason))
         log.log(INFO if spared else ERROR, f"delivery {state}", report_uid=due.report_uid, reason=reason.loggable)
@@ -157,16 +158,20 @@ class Deliverer:
             raise ConfigurationError(f"{reason} Where another has taken its place: {other}") from reason
 
     def _lost(self, due: DueDelivery) -> NotYet | NotTaken | Quarantine:
-        """What follows when the file is gone: a report is made again where all its images are here; a note is not."""
+        """What follows when the file is gone: a report is made again where all its images are here; a note is not, nor
+        what has a successor."""
         if not due.path.parent.is_dir():
             return NotYet(f"{due.path.parent} is away")
         if due.kind == Kind.REJECTION:
             remedy = f"in {due.destination}, hide by hand what `dicom-node status {due.study_uid}` calls superseded"
             return NotTaken(f"{due.path} was lost; {remedy}")
+        if newer := self.ledger.issued.successor_of(due.report_uid):
+            return Replaced(f"{due.path} was lost; it is superseded by {newer}")
         lost = self.ledger.holdings.lost_reports([str(due.path)])
         if any(one.repeatable for one in lost) and self.ledger.holdings.make_again(due.study_uid):
             return NotYet(f"{due.path} was lost; the study is labelled again")
-        return Quarantine(f"{due.path} was lost and cannot be made again; push study {due.study_uid} again")
+        remedy = f"push its study again where images are gone, then `dicom-node retry {due.study_uid}`"
+        return Quarantine(f"{due.path} was lost and cannot be made again; {remedy}")
 
     def _check_rejection(self, due: DueDelivery, peer: Peer) -> None:
         """A note goes where the object that it rejects is stored, and after the report that supersedes that."""
@@ -182,7 +187,7 @@ class Deliverer:
 
     def _superseding(self, rejected: str, destination: str) -> str:
         """The report that supersedes another there, past those that never go there: people's own, which came from PACS,
-        and those whose delivery a person has dismissed or given to another."""
+        and those whose delivery a person has dismissed or given to another, or that were lost."""
         owed, spared = self.ledger.deliveries, ""
         newer = self.ledger.issued.successor_of(rejected)
         while newer and (not owed.has(newer) or owed.is_spared(newer, destination)):

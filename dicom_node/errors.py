@@ -13,6 +13,7 @@ NodeError
 │   └── Stumbled             so too, but only so often: the peer failed on this very object
 ├── Quarantine           laid aside with its reason; a person decides (`dicom-node status`)
 │   ├── NotTaken             the peer takes no objects of this SOP class
+│   ├── Replaced             what was to be sent was lost, and something newer goes instead; nothing is owed
 │   └── NoObject             the file is no DICOM object; others are sent
 ├── HandedBack           this process makes room or ends; the work goes on later or elsewhere, nothing is counted
 └── Superseded           another worker owns this work now, or the study has grown; nothing to do
@@ -95,6 +96,10 @@ class Quarantine(NodeError):
 
 class NotTaken(Quarantine):
     """The peer takes no objects of this SOP class."""
+
+
+class Replaced(Quarantine):
+    """What was to be sent was lost, and something newer goes instead."""
 
 
 class NoObject(Quarantine):

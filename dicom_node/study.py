@@ -37,7 +37,7 @@ class State(StrEnum):
 
 
 #: From each state, where a study may go. A late image leads back to RECEIVING from everywhere, a lost report's file
-#: from REPORTED and SENT to QUEUED, a correction or a delivery taken up again from SENT and PURGED to REPORTED.
+#: from where a study is labelled to QUEUED, a correction or a delivery taken up again from SENT and PURGED to REPORTED.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.RECEIVING: frozenset({State.QUEUED}),
     State.QUEUED: frozenset({State.LABELLING, State.QUARANTINED, State.RECEIVING}),
@@ -93,7 +93,8 @@ class Delivery(StrEnum):
     AWAITED = "commitment awaited"
     SENT = "sent"
     FAILED = "failed"
-    #: A sheet or note that the destination does not take or is not to get; nothing is owed.
+    #: A sheet or note that the destination does not take or is not to get, or what was lost when it had a successor;
+    #: nothing is owed.
     LEFT_OUT = "left out"
     #: It failed, and a person has said that it need not arrive; who, when and why is its detail.
     DISMISSED = "dismissed"

@@ -186,8 +186,8 @@ class Deliveries:
         return self._any(fitting(None, report_uid))
 
     def is_spared(self, report_uid: str, destination: str) -> bool:
-        """Does what is owed not go to this destination, since a person has said so?"""
-        gone = delivery.c.state.in_([Delivery.DISMISSED, Delivery.REDIRECTED])
+        """Does what is owed not go to this destination, since a person has said so or it was lost?"""
+        gone = delivery.c.state.in_([Delivery.DISMISSED, Delivery.REDIRECTED, Delivery.LEFT_OUT])
         here = fitting(destination, report_uid)
         return self.has(report_uid) and not self._any(and_(here, ~gone))
 

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import and_, case, delete, exists, literal, or_, select, true, update
 from sqlalchemy.engine import Connection
 
+from dicom_node.ledger.deliveries import is_undelivered
 from dicom_node.ledger.schema import (
     Prose,
     Store,
@@ -36,6 +37,8 @@ _AT_ONCE = 500
 _FINISHED = (State.SENT, State.UNLABELLED, State.DISMISSED, State.PURGED)
 #: Those of them at which nobody may want to look any more.
 _DECIDED = (State.SENT, State.DISMISSED)
+#: Studies that are labelled without anybody's word.
+_TO_BE_LABELLED = (State.RECEIVING, State.QUEUED, State.LABELLING)
 
 
 @dataclass(frozen=True)
@@ -119,16 +122,21 @@ class Holdings:
         return lost
 
     def make_again(self, study_uid: str) -> bool:
-        """REPORTED or SENT -> QUEUED, so that lost reports are written again, the same bytes.
+        """A labelled study -> QUEUED, so that lost reports are written again, the same bytes; so they are in any case
+        where it is about to be labelled.
 
         False in other states, and where images have left the spool.
         """
         gone = exists().where(instance.c.study_uid == study_uid, instance.c.absent != Absent.HERE)
-        done = and_(study.c.study_uid == study_uid, study.c.state.in_([State.REPORTED, State.SENT]), ~gone)
+        whole = and_(study.c.study_uid == study_uid, ~gone)
+        done = and_(whole, or_(study.c.state.in_([State.REPORTED, State.SENT]), is_undelivered()))
+        about_to_be = select(study.c.state).where(whole, study.c.state.in_(_TO_BE_LABELLED))
         times = {"attempts": 0, "next_at": 0.0, "rung_at": 0.0}
         anew = {"state": State.QUEUED, "reason": "a report's file was lost", **times}
         with self.store.engine.begin() as connection:
-            return connection.execute(update(study).where(done).values(anew)).rowcount == 1
+            if connection.execute(update(study).where(done).values(anew)).rowcount == 1:
+                return True
+            return connection.execute(about_to_be).first() is not None
 
     # -- purging -----------------------------------------------------------------------------------------------------
 

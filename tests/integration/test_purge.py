@@ -631,6 +631,61 @@ def test_a_delivery_whose_report_is_lost_goes_when_it_is_made_again(bench: Bench
     assert state_of(bench, study) == State.SENT
 
 
+def beside(images: Sequence[Dataset]) -> list[Dataset]:
+    """Another series of the same study."""
+    uid = f"{images[0].SeriesInstanceUID}.2"[-64:].lstrip(".0")
+
+    def other(image: Dataset) -> None:
+        image.SeriesInstanceUID = uid
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = f"{uid[:50]}.{image.InstanceNumber}"
+
+    return changed(a_series("torso", 3, name="lost meanwhile"), other)
+
+
+def test_one_that_is_lost_while_images_come_goes_when_their_study_is_labelled(bench: Bench) -> None:
+    images = a_series("torso", 3, name="lost meanwhile")
+    study = bench.take(images)
+    bench.label(study)
+    (report,) = bench.ledger.issued.of_study(study)
+    bench.take(beside(images))
+    report.path.unlink()
+    reconcile(bench.settings, bench.spool, bench.ledger)
+    assert bench.deliver_all() == [Delivery.WAITING]
+    assert bench.label(study) == State.REPORTED
+    later(bench, 1)
+    assert bench.deliver_all() == [Delivery.SENT] * 2
+    assert state_of(bench, study) == State.SENT
+
+
+def test_one_that_is_lost_and_superseded_meanwhile_holds_nothing_up(bench: Bench) -> None:
+    images = a_series("torso", 4, name="lost and superseded")
+    study = bench.take(images[:3])
+    bench.label(study)
+    (report,) = bench.ledger.issued.of_study(study)
+    report.path.unlink()
+    bench.take(images[3:])
+    assert bench.deliver_all() == [Delivery.WAITING]
+    assert bench.label(study) == State.REPORTED
+    later(bench, 1)
+    assert sorted(bench.deliver_all()) == [Delivery.LEFT_OUT, Delivery.SENT]  # type: ignore[type-var]
+    assert state_of(bench, study) == State.SENT
+
+
+def test_one_that_is_lost_is_made_again_though_another_could_not_be_delivered(bench: Bench) -> None:
+    images = a_series("torso", 3, name="lost meanwhile")
+    study = bench.take([*images, *beside(images)])
+    bench.label(study)
+    refused, lost = bench.ledger.issued.of_study(study)
+    refused.path.write_bytes(b"rotten")
+    assert bench.deliverer.deliver(refused.sop_instance_uid, "pacs") == Delivery.FAILED
+    assert state_of(bench, study) == State.QUARANTINED
+    lost.path.unlink()
+    assert bench.deliver_all() == [Delivery.WAITING]
+    assert bench.label(study) == State.QUARANTINED
+    later(bench, 1)
+    assert bench.deliver_all() == [Delivery.SENT]
+
+
 def test_a_lost_report_that_cannot_be_made_again_is_said_to_be_so(bench: Bench) -> None:
     study = bench.take(a_series("leg", 2, name="all lost"))
     bench.label(study)
@@ -640,6 +695,7 @@ def test_a_lost_report_that_cannot_be_made_again_is_said_to_be_so(bench: Bench) 
     reconcile(bench.settings, bench.spool, bench.ledger)
     assert bench.deliver_all() == [Delivery.FAILED]
     assert "cannot be made again" in told(story(bench.ledger, study))
+    assert f"then `dicom-node retry {study}`" in told(story(bench.ledger, study))
 
 
 def test_stray_reports_and_empty_folders_and_a_moved_home(bench: Bench, tmp_path: Path) -> None:
