@@ -68,6 +68,8 @@ FILES_GONE = "other images of its series have left the spool"
 OUR_FAULT = "failed in our code: please report it"
 #: The same, when a person has said that it need not be labelled; who, when and why is the detail.
 LEFT_SO = "failed in our code, and a person has left it so"
+#: Why an object is kept and no more.
+CAME_SECOND = "another object with this UID came first"
 #: Reasons that may be over when the study is labelled the next time.
 PASSING = (FILES_GONE, OUR_FAULT, LEFT_SO)
 

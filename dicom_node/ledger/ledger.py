@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, func, select, update
+from sqlalchemy import Row, Select, and_, delete, func, or_, select, update
 from sqlalchemy.engine import Connection
 
 from dicom_node.errors import Superseded
@@ -33,9 +33,11 @@ from dicom_node.ledger.schema import (
     open_engine,
     refusal,
     remark,
+    report,
     study,
 )
 from dicom_node.study import (
+    CAME_SECOND,
     DONE,
     PASSING,
     Absent,
@@ -91,7 +93,7 @@ class Ledger:
                     self._arrivals.grow(connection, new, by=0)
                 return returned
             if entered.conflict:
-                note = NotLabelled(new.sop_instance_uid, new.series_uid, "another object with this UID came first")
+                note = NotLabelled(new.sop_instance_uid, new.series_uid, CAME_SECOND)
                 self._note(connection, new.study_uid, new.peer, [note])
                 self._arrivals.mention(connection, new, note.reason)
             else:
@@ -222,8 +224,7 @@ class Ledger:
             changed = connection.execute(update(study).where(_held(lease)).values(lease_until=0.0))
             if changed.rowcount != 1:
                 raise Superseded(f"study {lease.study_uid}: overtaken by another worker or a late image")
-            waited = and_(not_labelled.c.study_uid == lease.study_uid, not_labelled.c.reason.in_(PASSING))
-            connection.execute(delete(not_labelled).where(waited))
+            _forget(connection, lease.study_uid, reports)
             self._note(connection, lease.study_uid, peer, notes)
             for written in reports:
                 if rival := self.issued.enter(connection, written, receivers[written.kind]):
@@ -367,6 +368,15 @@ class Ledger:
 
 def _held(lease: Lease) -> Any:
     return and_(study.c.study_uid == lease.study_uid, study.c.fence == lease.fence, study.c.state == State.LABELLING)
+
+
+def _forget(connection: Connection, study_uid: str, reports: Iterable[WrittenReport]) -> None:
+    """Why images carried no label, but for series whose report stood already, of which nothing is noted again."""
+    named = [written.sop_instance_uid for written in reports]
+    standing = select(report.c.source_series_uid).where(report.c.sop_instance_uid.in_(named))
+    over = or_(not_labelled.c.series_uid.not_in(standing), not_labelled.c.reason.in_(PASSING))
+    of_study = and_(not_labelled.c.study_uid == study_uid, not_labelled.c.reason != CAME_SECOND)
+    connection.execute(delete(not_labelled).where(of_study, over))
 
 
 def _instance(row: Any) -> Instance:

@@ -273,6 +273,35 @@ def test_nothing_labelled_says_why(ledger: Ledger) -> None:
     assert row.reason == "colour image"
 
 
+def reasons(ledger: Ledger) -> dict[str, str]:
+    from dicom_node.ledger.schema import not_labelled
+
+    rows = ledger.counts(not_labelled, not_labelled.c.sop_instance_uid, not_labelled.c.reason)
+    return {uid: reason for uid, reason, _ in rows}
+
+
+def test_why_an_image_is_not_labelled_is_said_as_long_as_it_is_so(ledger: Ledger) -> None:
+    queued(ledger, 4)
+    ledger.add_instance(an_instance(4, digest="other", conflict=True))
+    other = replace(a_report("9.2"), source_series_uid="1.2.9")
+
+    def settled(reports: list[WrittenReport], *notes: NotLabelled) -> dict[str, str]:
+        lease = ledger.claim("1.2", 30)
+        assert lease is not None
+        ledger.settle(lease, reports, notes, [], "ct1")
+        assert ledger.holdings.make_again("1.2") or ledger.orders.retry_study("1.2")
+        return reasons(ledger)
+
+    stray, unheard = NotLabelled("1.2.1", "1.2.0", "stray"), NotLabelled("1.2.8", "1.2.7", "dispute not allowed")
+    localizer = NotLabelled("1.2.2", "1.2.9", "localizer")
+    second = {"1.2.4": "another object with this UID came first"}
+    told = {"1.2.1": "stray", "1.2.2": "localizer", "1.2.8": "dispute not allowed", **second}
+    assert settled([a_report(), other], stray, unheard, localizer) == told
+    assert settled([a_report(), other]) == {"1.2.1": "stray", "1.2.2": "localizer", **second}, "nobody looked again"
+    assert settled([a_report("9.3", "9.1"), other]) == {"1.2.2": "localizer", **second}, "with late images a stack"
+    assert settled([], localizer) == {"1.2.2": "localizer", **second}
+
+
 def test_refusals_are_counted(ledger: Ledger) -> None:
     for _ in range(3):
         ledger.refuse("CT9", "ANATOMY", "10.0.0.1", "unknown")
