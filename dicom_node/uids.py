@@ -19,9 +19,12 @@ def derived(*parts: str) -> str:
     return f"2.25.{UUID(bytes=digest[:16], version=4).int}"
 
 
-def report_series_uid(source_series_uid: str) -> str:
-    """One series of reports beside each labelled series; revisions are further instances of it."""
-    return derived("report series", source_series_uid)
+def report_series_uid(source_series_uid: str, *apart: str) -> str:
+    """One series of reports beside each labelled series; revisions are further instances of it.
+
+    `apart`: the study, where the series of another one has this UID, too.
+    """
+    return derived("report series", source_series_uid, *apart)
 
 
 def report_uid(source_series_uid: str, content: str, fingerprint: str, *upheld: str) -> str:

@@ -73,6 +73,11 @@ class Issued:
         """All reports on a study, the oldest first."""
         return [_written(row) for row in self._reports(report.c.study_uid == study_uid)]
 
+    def first_study(self, source_series_uid: str) -> str:
+        """The study whose series of this UID was reported first, for two may share it; empty where none was."""
+        first = self._reports(report.c.source_series_uid == source_series_uid)
+        return str(first[0]["study_uid"]) if first else ""
+
     def successor_of(self, sop_instance_uid: str) -> str:
         """The report that supersedes this one, or the one to which this is the sheet; empty where none does."""
         wanted = select(report.c.superseded_by).where(report.c.sop_instance_uid == sop_instance_uid)

@@ -77,6 +77,7 @@ class Context:
             byte-identical.
         revision: 1 for the first report on a series, then counting up.
         upheld: what people have verified about some of the images, and the labels therefore say (`word.upheld`).
+        apart: the study, where one that came before has a series of the same UID; else nothing.
     """
 
     header: Dataset
@@ -85,6 +86,12 @@ class Context:
     revision: int = 1
     predecessors: tuple[Predecessor, ...] = ()
     upheld: tuple[Word, ...] = ()
+    apart: tuple[str, ...] = ()
+
+    @property
+    def series_uid(self) -> str:
+        """Of the reports on this series."""
+        return report_series_uid(str(self.header.SeriesInstanceUID), *self.apart)
 
 
 class _Report(Comprehensive3DSR):
@@ -110,7 +117,7 @@ def build(answer: SeriesLabels, context: Context) -> Dataset:
     report = _Report(
         evidence=_evidence(answer, header),
         content=_without_children(content),
-        series_instance_uid=report_series_uid(str(header.SeriesInstanceUID)),
+        series_instance_uid=context.series_uid,
         series_number=_SERIES_NUMBER_BASE + abs(int(header.get("SeriesNumber") or 0)) % 10000,
         sop_instance_uid=uid_of(answer, context),
         instance_number=context.revision,
@@ -190,7 +197,7 @@ def _previous(context: Context, header: Dataset) -> list[Dataset] | None:
     for predecessor in context.predecessors:
         item = Dataset()
         item.StudyInstanceUID = header.StudyInstanceUID
-        item.SeriesInstanceUID = predecessor.series_instance_uid or report_series_uid(str(header.SeriesInstanceUID))
+        item.SeriesInstanceUID = predecessor.series_instance_uid or context.series_uid
         item.SOPClassUID, item.SOPInstanceUID = predecessor.sop_class_uid, predecessor.sop_instance_uid
         previous.append(item)
     return previous or None
@@ -248,7 +255,7 @@ def _content(answer: SeriesLabels, context: Context, header: Dataset) -> Dataset
     algorithm = AlgorithmIdentification(name=bundle.name, version=bundle.version, parameters=_parameters(bundle))
     measurements = ContainerContentItem(codes.DCM.ImagingMeasurements, relationship_type=_CONTAINS)
     measurements.ContentSequence = ContentSequence(algorithm)
-    tracked = (str(answer.series_instance_uid), bundle.fingerprint)
+    tracked = (str(answer.series_instance_uid), bundle.fingerprint, *context.apart)
     summed_up = summaries(answer.slices, answer.findings, words, tracked, answer.by_person)
     for group in (*summed_up, *slabs(answer.slices, words, tracked)):
         measurements.ContentSequence.extend(group)

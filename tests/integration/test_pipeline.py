@@ -23,6 +23,7 @@ from dicom_node.desk.status import overview, story
 from dicom_node.model import Model
 from dicom_node.reports.amend import Change
 from dicom_node.study import FILES_GONE, REPORT_CLASSES, Absent, Delivery, State
+from dicom_node.uids import report_series_uid
 from dicom_node.watch import watch
 from labeler.errors import BundleMissing
 from labeler.label import Labeler
@@ -273,6 +274,36 @@ def test_one_stray_slice_is_left_out(bench: Bench) -> None:
     uid = bench.take(images)
     assert bench.label(uid) == State.REPORTED
     assert bench.reasons() == {"orientation differs from the rest of the series": 1}
+
+
+def tracked(report: Dataset) -> set[str]:
+    """Tracking Unique Identifiers."""
+    items = [item for element in report.iterall() if element.VR == "SQ" for item in element.value]
+    return {item.UID for item in items if "UID" in item and item.ConceptNameCodeSequence[0].CodeValue == "112040"}
+
+
+def test_two_studies_of_one_series_uid_have_series_of_reports_of_their_own(bench: Bench) -> None:
+    """A broken scanner numbers its series anew with every patient. Which study came first stays so."""
+    first, second = a_series("leg", 3, name="numbered"), a_series("torso", 2, name="anew")
+    shared = first[0].SeriesInstanceUID
+    changed(second, lambda image: setattr(image, "SeriesInstanceUID", shared))
+    made = []
+    for images in (first[:2], second, first):
+        study = bench.take(images)
+        bench.label(study)
+        current = bench.ledger.issued.current(study, shared)
+        assert current is not None
+        made.append(dcmread(current.path))
+    assert made[0].SeriesInstanceUID == made[2].SeriesInstanceUID == report_series_uid(shared)
+    assert made[1].SeriesInstanceUID == report_series_uid(shared, made[1].StudyInstanceUID) != report_series_uid(shared)
+    assert tracked(made[0])
+    assert not tracked(made[0]) & tracked(made[1])
+    (lost,) = bench.ledger.issued.of_study(second[0].StudyInstanceUID)
+    before = lost.path.read_bytes()
+    lost.path.unlink()
+    assert bench.ledger.holdings.make_again(lost.study_uid)
+    bench.label(lost.study_uid)
+    assert lost.path.read_bytes() == before
 
 
 def test_two_patients_in_one_study_are_never_labelled(bench: Bench) -> None:
