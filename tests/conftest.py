@@ -14,6 +14,9 @@ from tests.support import SHARED, Orthanc
 #: `--hypothesis-profile=siege`: the long form of `integration/test_hostile.py`.
 settings.register_profile("siege", max_examples=3000)
 
+# our models are so small here that several threads wait for each other longer than they calculate
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 for variable in [name for name in os.environ if name.startswith("DICOM_NODE_")]:
     del os.environ[variable]
 
