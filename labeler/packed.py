@@ -42,7 +42,7 @@ def unpacked(data: bytes | bytearray) -> Read:
         ValueError: damaged, cut short, or of another kind.
     """
     view = memoryview(data)
-    if view[:4] != _MAGIC or zlib.crc32(view[8:]) != int.from_bytes(view[4:8], "little"):
+    if len(view) < 12 or view[:4] != _MAGIC or zlib.crc32(view[8:]) != int.from_bytes(view[4:8], "little"):
         raise ValueError("not the planes that were written")
     begin = 12 + int.from_bytes(view[8:12], "little")
     told: dict[str, Any] = json.loads(bytes(view[12:begin]))

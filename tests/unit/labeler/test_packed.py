@@ -45,3 +45,10 @@ def test_damage_is_noticed(read: Read, data: st.DataObject) -> None:
         whole[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ValueError, match="not the planes that were written"):
         unpacked(whole)
+
+
+@pytest.mark.parametrize("kept", [b"", b"PLN1", b"PLN1" + bytes(4)], ids=["nothing", "the magic", "no check"])
+def test_what_is_cut_within_its_head_is_noticed(kept: bytes) -> None:
+    """The check of nothing is 0, as is one that is missing."""
+    with pytest.raises(ValueError, match="not the planes that were written"):
+        unpacked(kept)
