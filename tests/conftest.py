@@ -17,7 +17,8 @@ settings.register_profile("siege", max_examples=3000)
 # our models are so small here that several threads wait for each other longer than they calculate
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-for variable in [name for name in os.environ if name.startswith("DICOM_NODE_")]:
+# a page through a pipe is as wide as its tables, but workers of pytest-xdist are told the width of a terminal
+for variable in [name for name in os.environ if name.startswith("DICOM_NODE_") or name == "COLUMNS"]:
     del os.environ[variable]
 
 

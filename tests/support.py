@@ -24,9 +24,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at; of those that run tests at the same time, each draws from a share of its own."""
+    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port // 2 % shares == share % shares:  # Linux gives odd ones only
+            return port
 
 
 def listens(port: int) -> bool:
