@@ -2,14 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# one more than there are processors, as many tests wait for servers
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .PHONY: demo test unit lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/dicom-node demo --out demo-out
 
+# a file's tests stay together, as they share servers; files in their order, as the long ones of acceptance come first
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/installed-test
 	$(BIN)/python -m pytest tests/unit
