@@ -247,3 +247,16 @@ def sweep(path: Path) -> bool:
     except (BlockingIOError, FileNotFoundError):
         return False
     return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring to the disk which names a folder has.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Queue
-from threading import Lock, Thread
 from typing import Any, BinaryIO
 
 import structlog
@@ -30,7 +28,8 @@ from blake3 import blake3
 
 from dicom_node.errors import ConfigurationError, OutOfResources
 from dicom_node.settings import Durability
-from dicom_node.spool.blocks import BlockFile, Readable, locked, sweep
+from dicom_node.spool.backlog import Backlog
+from dicom_node.spool.blocks import BlockFile, Readable, locked, sweep, sync_folder
 from dicom_node.spool.dataset import data_set_offset
 from dicom_node.spool.seal import PREAMBLE, UNFINISHED, promised, seal_of
 from dicom_node.uids import is_uid
@@ -45,8 +44,6 @@ _LOOK_AGAIN = 16 << 20
 _SHORT_WHILE = 0.02
 #: Seconds for which an object waits for another association that writes the same one.
 _PATIENCE = 5.0
-#: With durability = "group": files that may be acknowledged and not yet on the disk.
-GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Spool:
         self.reports = home / "reports"
         self.reserve_bytes = reserve_bytes
         self._room_until = 0.0
-        self._backlog = _Backlog() if durability == "group" else None
+        self._backlog = Backlog() if durability == "group" else None
         try:
             for folder in (home, self.images, self.incoming, self.reports):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -134,7 +131,7 @@ class Spool:
                 file.write(content)
                 file.finish(durably=True)
                 file.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         except OSError as error:
             raise OutOfResources(f"{target.parent}: {error.strerror or error}") from error
         return target
@@ -173,7 +170,7 @@ class Spool:
                 continue
             if self._backlog is None:
                 file.finish(durably=True)
-                _sync_folder(place.parent)
+                sync_folder(place.parent)
             else:
                 file.finish()
                 self._backlog.add(os.dup(file.descriptor), place)
@@ -187,7 +184,7 @@ class Spool:
             if file.was_swept:
                 raise
             place.parent.mkdir(mode=0o700, exist_ok=True)  # a study's first image, or one of several
-            _sync_folder(self.images)
+            sync_folder(self.images)
             self._name(file, place)
 
     @staticmethod
@@ -197,7 +194,7 @@ class Spool:
             with locked(place, _PATIENCE) as file:
                 if _hashed(file, blake3) == digest:
                     os.fdatasync(file.fileno())
-                    _sync_folder(place.parent)
+                    sync_folder(place.parent)
                     return True
                 if promised(_head(file)) not in (digest, ""):
                     return False
@@ -342,40 +339,6 @@ class Part:
         return OutOfResources(f"{self._spool.images}: {error.strerror or error}")
 
 
-class _Backlog:
-    """Files that have been acknowledged and are not yet on the disk: never more than `GROUP`."""
-
-    def __init__(self) -> None:
-        self.failure: str | None = None
-        self._waiting: Queue[tuple[int, Path]] = Queue(GROUP)
-        self._worker: Thread | None = None
-        self._lock = Lock()
-
-    def add(self, descriptor: int, target: Path) -> None:
-        """Take over an open file; waits while too many wait already."""
-        with self._lock:
-            if self._worker is None:
-                self._worker = Thread(target=self._work, name="spool backlog", daemon=True)
-                self._worker.start()
-        self._waiting.put((descriptor, target))
-
-    def drain(self) -> None:
-        self._waiting.join()
-
-    def _work(self) -> None:
-        while True:
-            descriptor, target = self._waiting.get()
-            try:
-                os.fdatasync(descriptor)
-                _sync_folder(target.parent)
-            except OSError as error:
-                self.failure = f"{target.name} was acknowledged and may be lost ({error.strerror})"
-                log.critical("the disk failed", path=str(target), reason=error.strerror)
-            finally:
-                os.close(descriptor)
-                self._waiting.task_done()
-
-
 def _hashed(file: Readable, algorithm: Callable[[], Any]) -> str:
     file.seek(0)
     file.seek(data_set_offset(file.read(144)))
@@ -385,11 +348,3 @@ def _hashed(file: Readable, algorithm: Callable[[], Any]) -> str:
 def _head(file: Readable) -> bytes:
     file.seek(0)
     return file.read(PREAMBLE + 4)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
