@@ -227,7 +227,7 @@ def test_health_and_metrics_answer_monitors_by_their_exit_codes(tmp_path: Path) 
     ledger.pulses.leave("watch@here")
     ill = asked("health")
     assert ill.returncode == 1
-    assert ill.stdout.startswith("1 of 9 need a person: watch (does not run)\n")
+    assert ill.stdout.startswith("1 of 11 need a person: watch (does not run)\n")
     assert "start `dicom-node watch`" in ill.stdout
     told = asked("metrics")
     assert (told.returncode, told.stderr) == (0, "")
