@@ -82,8 +82,8 @@ class Plan:
 PROCESSES = ("receive", "watch", "label", "label2", "deliver", "up")
 #: Moments between two steps that belong together; see `struck`.
 MOMENTS = (
-    "receive: written, not yet named",
-    "receive: named, not in the ledger",
+    "receive: named, not written",
+    "receive: on the disk, not in the ledger",
     "receive: in the ledger, not answered",
     "watch: complete, not rung",
     "watch: rung, not noted",

@@ -33,9 +33,9 @@ _real_time = time.time
 _Place = tuple[str, str | None, str]
 _MOMENTS: dict[str, dict[_Place, tuple[str | None, str | None]]] = {
     "receive": {
-        ("os", None, "fdatasync"): (None, "receive: written, not yet named"),
+        ("os", None, "pwrite"): ("receive: named, not written", None),
         ("dicom_node.ledger.ledger", "Ledger", "add_instance"): (
-            "receive: named, not in the ledger",
+            "receive: on the disk, not in the ledger",
             "receive: in the ledger, not answered",
         ),
     },

@@ -59,8 +59,8 @@ def test_the_functions_that_are_wrapped_exist(program: str, tmp_path: Path) -> N
 
 def test_who_comes_to_an_armed_moment_is_killed_there_and_the_next_is_not(tmp_path: Path) -> None:
     (tmp_path / "armed").mkdir()
-    (tmp_path / "armed" / "receive: written, not yet named").touch()
-    code = f"import os; os.fdatasync(os.open({str(tmp_path / 'part')!r}, os.O_CREAT | os.O_WRONLY))"
+    (tmp_path / "armed" / "receive: named, not written").touch()
+    code = f"import os; os.pwrite(os.open({str(tmp_path / 'part')!r}, os.O_CREAT | os.O_WRONLY), b'x', 0)"
     assert armed_run(tmp_path, "receive", code).returncode == -signal.SIGKILL
     assert armed_run(tmp_path, "receive", code).returncode == 0
 
