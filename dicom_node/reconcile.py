@@ -1,7 +1,7 @@
 """Spool and ledger are made to agree, both ways, before the receiver listens.
 
 A file that the ledger does not know is entered: what a kill left between disk and ledger, or all of them where the
-ledger was lost; one that was never whole is removed. A row whose file is gone is marked, so that no study is labelled
+ledger was lost; one that is not whole is laid aside. A row whose file is gone is marked, so that no study is labelled
 by half. A report whose file is gone is made again where its images are still here.
 """
 

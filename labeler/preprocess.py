@@ -2,8 +2,8 @@
 
 `prepare()` is the only path from a plane to what the image encoder sees: `canvas()` brings a stack to one square of
 comparable grey values (HU, or 0..1 for MR), `window()` makes three channels of it, and a ruler at the lower edge tells
-how large the picture is, as viewers draw one. Training draws its augmentation between these steps and evaluates
-through `prepare()` itself.
+how large the picture is, as viewers draw one. The labeler takes what it gives part by part (`in_parts`); training draws
+its augmentation between the steps and evaluates through them.
 """
 
 from __future__ import annotations

@@ -240,17 +240,25 @@ class Spool:
     def judge(self, path: Path) -> Stored | None:
         """A file that nobody has entered; None where a living receiver writes it, or it has gone.
 
-        What a killed receiver, or a power cut, left in part was never acknowledged and is removed.
+        What a killed receiver, or a power cut, left in part was never acknowledged and gives its name up. Bytes that it
+        has stay beside (*.torn): on a disk that rots they may have been an image.
         """
+        torn = path.with_suffix(".torn")
         try:
             with locked(path) as file:
                 digest, status = _hashed(file, blake3), os.fstat(file.fileno())
                 if promised(_head(file)) in (None, digest):
                     return Stored(path, digest, status.st_size, status.st_mtime, conflict="~" in path.name)
-                path.unlink()
+                if status.st_size:
+                    path.rename(torn)
+                else:
+                    path.unlink()
         except (BlockingIOError, FileNotFoundError):
             return None
-        log.warning("removed what was never whole", path=str(path))
+        remedy = (
+            f"its sender, which had no answer, sends it again; if not, push its study again, and remove {torn.name}"
+        )
+        log.warning("an image that is not whole", path=str(path), study_uid=path.parent.name, remedy=remedy)
         return None
 
 

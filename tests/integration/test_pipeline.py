@@ -127,14 +127,19 @@ def test_files_that_others_took_are_missed_at_once_and_no_series_is_labelled_by_
     assert [i.absent for i in bench.ledger.instances(uid)].count(Absent.MISSING) == 1
 
 
-def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
-    uid = bench.take(a_series("leg", 2, name="unmounted"))
+def waited_for(bench: Bench, uid: str) -> None:
+    """A study is queued while the spool is away, and labelled when it is back."""
     elsewhere = bench.spool.images.with_name("elsewhere")
     bench.spool.images.rename(elsewhere)
     assert bench.label(uid) == State.QUEUED
     elsewhere.rename(bench.spool.images)
     bench.clock.now += 60
     assert bench.pipeline.label_study(uid) == State.REPORTED
+
+
+def test_a_spool_that_is_away_is_waited_for(bench: Bench) -> None:
+    uid = bench.take(a_series("leg", 2, name="unmounted"))
+    waited_for(bench, uid)
 
 
 def watched(bench: Bench, monkeypatch: pytest.MonkeyPatch, away: int = 0) -> None:
@@ -328,12 +333,7 @@ def test_an_issuer_that_is_left_out_is_no_second_patient(bench: Bench, issuers: 
 
 def test_a_spool_that_is_away_names_no_second_patient(bench: Bench) -> None:
     uid = bench.take(of_issuers("", "HOSPITAL"))
-    elsewhere = bench.spool.images.with_name("elsewhere")
-    bench.spool.images.rename(elsewhere)
-    assert bench.label(uid) == State.QUEUED
-    elsewhere.rename(bench.spool.images)
-    bench.clock.now += 60
-    assert bench.pipeline.label_study(uid) == State.REPORTED
+    waited_for(bench, uid)
 
 
 @pytest.mark.parametrize(("issuer", "state"), [("", State.REPORTED), ("B", State.QUARANTINED)])

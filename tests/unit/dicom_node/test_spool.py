@@ -290,13 +290,16 @@ BODY = bytes(range(1, 256)) * 100
 
 
 @pytest.mark.parametrize("kind", TORN)
-def test_what_was_never_whole_is_removed_where_nobody_has_entered_it(spool: Spool, kind: str) -> None:
+def test_what_was_never_whole_gives_its_name_up_where_nobody_has_entered_it(spool: Spool, kind: str) -> None:
     found = stored(spool, BODY)
     assert spool.judge(found.path) == found
     damaged(found.path, kind)
+    left = found.path.read_bytes()
     assert spool.judge(found.path) is None
     assert not found.path.exists()
     assert spool.judge(found.path) is None
+    assert [path.read_bytes() for path in found.path.parent.iterdir()] == ([left] if left else [])
+    assert list(spool.files()) == []
 
 
 @pytest.mark.parametrize("kind", TORN)
